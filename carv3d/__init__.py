@@ -1,0 +1,26 @@
+"""carv3d: text-to-3D training with compute-aware variance reduction.
+
+    from carv3d import Carv
+    carv = Carv(teacher, resamples=8)
+    loss, estimate = carv(latents, condition)
+    loss.backward()
+"""
+
+from __future__ import annotations
+
+from typing import TYPE_CHECKING, Any
+
+__version__ = "0.1.0"
+__all__ = ["Carv", "__version__"]
+
+if TYPE_CHECKING:
+    from carv3d.loss import Carv
+
+
+def __getattr__(name: str) -> Any:
+    # The command line answers --help without waiting for torch.
+    if name == "Carv":
+        from carv3d.loss import Carv
+
+        return Carv
+    raise AttributeError(name)

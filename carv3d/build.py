@@ -1,0 +1,84 @@
+"""From a config's sections to the things they describe."""
+
+from __future__ import annotations
+
+from dataclasses import asdict
+from typing import Any
+
+import torch
+
+from carv3d.cameras import CameraSampler
+from carv3d.config import schema
+from carv3d.errors import UserError
+from carv3d.loss import Carv
+from carv3d.prompts import ViewPrompts
+from carv3d.renderers import VolumeRenderer
+from carv3d.scenes import HashGrid, Scene, VoxelGrid
+from carv3d.teachers import DiffusersTeacher, ExactTeacher, Teacher
+
+
+def _fields(section: Any) -> dict[str, Any]:
+    return {key: value for key, value in asdict(section).items() if key != "type"}
+
+
+def device(config: schema.Config) -> torch.device:
+    """The device that the config asks for.
+
+    Raises:
+        UserError: CUDA asked for and absent, or no such device.
+    """
+    if config.device == "auto":
+        return torch.device("cuda" if torch.cuda.is_available() else "cpu")
+    try:
+        found = torch.device(config.device)
+    except RuntimeError:
+        raise UserError(f"device={config.device!r} is not a device: use auto, cpu, cuda or cuda:N") from None
+    if found.type == "cuda" and not torch.cuda.is_available():
+        raise UserError("device=cuda, but torch sees no CUDA device here: use device=cpu, or see `carv3d doctor`")
+    if found.type == "cuda" and (found.index or 0) >= torch.cuda.device_count():
+        raise UserError(f"device={config.device}, but there are only {torch.cuda.device_count()} CUDA devices")
+    return found
+
+
+def teacher(config: schema.Config, device: torch.device) -> Teacher:
+    """The frozen model that the run learns from."""
+    section = config.teacher
+    if isinstance(section, schema.ExactTeacher):
+        return ExactTeacher(**_fields(section), device=device)
+    arguments = _fields(section) | {"dtype": getattr(torch, section.dtype)}
+    return DiffusersTeacher(**arguments, views=ViewPrompts(**asdict(config.views)), force=config.force, device=device)
+
+
+def scene(config: schema.Config, rng: torch.Generator) -> Scene:
+    """A freshly initialised scene, on the generator's device."""
+    kinds: dict[type, type[Scene]] = {schema.VoxelGrid: VoxelGrid, schema.HashGrid: HashGrid}
+    return kinds[type(config.scene)](**_fields(config.scene), generator=rng).to(rng.device)
+
+
+def renderer(config: schema.Config, device: torch.device) -> VolumeRenderer:
+    """The volume renderer, its occupancy not yet looked at."""
+    arguments = asdict(config.renderer)
+    if isinstance(arguments["background"], list):
+        arguments["background"] = tuple(arguments["background"])
+    return VolumeRenderer(**arguments).to(device)
+
+
+def camera_sampler(config: schema.Config) -> CameraSampler:
+    """Where training renders are taken from."""
+    section = asdict(config.cameras)
+    return CameraSampler(**{k: tuple(v) if isinstance(v, list) else v for k, v in section.items()})
+
+
+def carv(config: schema.Config, teacher: Teacher) -> Carv:
+    """The estimator's loss."""
+    section = config.guidance
+    return Carv(
+        teacher,
+        resamples=section.resamples,
+        proposal=section.proposal,
+        strata=section.strata,
+        weighting=section.weighting,
+        scale=section.scale,
+        t_range=(section.t_min.first, section.t_max.first),
+        chunk=section.chunk,
+    )

@@ -1,0 +1,214 @@
+"""Every key a config can have, with its default, unit and meaning. YAML files hold differences only.
+
+Sections whose `type` names a kind (`scene`, `teacher`) have one dataclass a kind; `type` picks it. A `Ramp`
+may be written as one number, which then holds for the whole run.
+"""
+
+from __future__ import annotations
+
+from dataclasses import dataclass, field
+from typing import Any, Literal
+
+
+@dataclass
+class Ramp:
+    """A value that moves linearly over a part of the run."""
+
+    first: float = 0.0  # value up to `begin`
+    last: float = 0.0  # value from `end` on
+    begin: float = 0.0  # fraction of the run, 0 to 1
+    end: float = 1.0  # fraction of the run, 0 to 1
+
+    def at(self, progress: float) -> float:
+        """The value at a fraction of the run, 0 to 1. With begin = end it jumps there."""
+        if progress >= self.end:
+            return self.last
+        if progress <= self.begin:
+            return self.first
+        return self.first + (self.last - self.first) * (progress - self.begin) / (self.end - self.begin)
+
+
+def constant(value: float) -> Ramp:
+    """The same value for the whole run."""
+    return Ramp(value, value)
+
+
+@dataclass
+class DiffusersTeacher:
+    """A Stable-Diffusion-style diffusers pipeline folder."""
+
+    type: Literal["diffusers"] = "diffusers"
+    path: str = "builtin"  # a pipeline folder, a hub id, or "builtin" for the teacher that ships with carv3d
+    dtype: Literal["float32", "float16", "bfloat16"] = "float32"  # of the frozen networks
+    posterior: Literal["mode", "sample"] = "mode"  # which latent of the encoder's posterior is used
+    camera: Literal["auto", "vector", "none"] = "auto"  # vector: tell the network the camera; auto: if it can
+    view_words: bool = True  # append ", front view" and the like to the prompt
+    image_size: int = 0  # pixels, renders are resized to it before encoding; 0: as the teacher was trained
+
+
+@dataclass
+class ExactTeacher:
+    """The closed-form denoiser of one object's own pictures. It knows the answer: for tests and checks."""
+
+    type: Literal["exact"] = "exact"
+    views: int = 400  # reference pictures of the object
+    neighbours: int = 24  # how many of them, nearest to the camera, make up the posterior
+    concentration: float = 60.0  # how fast a picture's prior weight falls with its angle to the camera
+
+
+@dataclass
+class VoxelGrid:
+    """A dense grid of density and colour."""
+
+    type: Literal["voxel_grid"] = "voxel_grid"
+    bound: float = 1.0  # half side of the cube that holds the object, world units
+    resolution: int = 48  # grid points along a side
+    density_scale: float = 6.0  # density per unit of softplus(parameter), per world unit
+    blob_density: float = 10.0  # height of the initial blob, in parameter units
+    blob_std: float = 0.5  # its radius, world units
+
+
+@dataclass
+class HashGrid:
+    """A multiresolution hash grid with a small MLP (Instant-NGP)."""
+
+    type: Literal["hash_grid"] = "hash_grid"
+    bound: float = 1.0  # half side of the cube that holds the object, world units
+    levels: int = 16
+    features: int = 2  # per level
+    log2_table: int = 19  # log2 of the entries per level
+    base_resolution: int = 16  # cells along a side at the coarsest level
+    finest_resolution: int = 2048  # cells along a side at the finest level
+    hidden: int = 64  # width of the MLP
+    layers: int = 1  # hidden layers of the MLP
+    blob_density: float = 10.0  # height of the initial blob, in pre-activation units
+    blob_std: float = 0.5  # its radius, world units
+
+
+@dataclass
+class Cameras:
+    """Where training renders are taken from; each pair is (low, high), drawn uniformly."""
+
+    azimuth: list[float] = field(default_factory=lambda: [-180.0, 180.0])  # degrees, 0 sees the front
+    elevation: list[float] = field(default_factory=lambda: [-10.0, 80.0])  # degrees above the horizon
+    distance: list[float] = field(default_factory=lambda: [3.0, 3.0])  # world units
+    fov: list[float] = field(default_factory=lambda: [40.0, 40.0])  # degrees, vertical
+    height: int = 64  # pixels
+    width: int = 64  # pixels
+
+
+@dataclass
+class Views:
+    """Which angles get which view words."""
+
+    front: float = 45.0  # degrees around azimuth 0
+    back: float = 45.0  # degrees around azimuth 180
+    overhead: float = 60.0  # degrees of elevation above which a view is overhead
+
+
+@dataclass
+class Renderer:
+    """How a scene becomes an image."""
+
+    samples: int = 64  # along a ray
+    background: Any = "white"  # white | random | learned | [r, g, b] in 0..1
+    occupancy_resolution: int = 32  # cells along a side of the mask that skips empty space; 0: no mask
+    occupancy_every: int = 16  # steps between its refreshes
+    occupancy_threshold: float = 0.01  # opacity of one sample below which a cell counts as empty
+
+
+@dataclass
+class Guidance:
+    """The estimator (paper, Algorithm 1) and its weights. resamples=1 with proposal=uniform is plain SDS."""
+
+    renders: int = 1  # R, renders a step
+    resamples: int = 4  # K, (t, eps) draws a render
+    proposal: Literal["uniform", "importance"] = "importance"  # importance: q(t) proportional to p(t) w(t)
+    strata: Literal["none", "render", "global"] = "render"  # render: K strata a render; global: R*K a step
+    weighting: Literal["sds", "uniform", "fantasia3d"] = "sds"  # w_SDS(t)
+    scale: float = 3.0  # classifier-free guidance: uncond + scale (cond - uncond); 1 is the conditional model
+    t_min: Ramp = field(default_factory=lambda: constant(0.02))  # smallest timestep, fraction of the schedule
+    t_max: Ramp = field(default_factory=lambda: constant(0.98))  # largest timestep, fraction of the schedule
+    chunk: int = 0  # most (render, resample) pairs in one teacher call; 0: all at once
+
+
+@dataclass
+class Regularisers:
+    """Weights of the terms that are added to the distillation loss."""
+
+    sparsity: Ramp = field(default_factory=Ramp)  # mean opacity
+    opacity: Ramp = field(default_factory=Ramp)  # opacity (1 - opacity): pixels are full or empty
+    orientation: Ramp = field(default_factory=Ramp)  # normals that face away from the camera
+    total_variation: Ramp = field(default_factory=Ramp)  # squared differences of neighbouring field values
+
+
+@dataclass
+class Optimizer:
+    """Adam."""
+
+    lr: Ramp = field(default_factory=lambda: constant(0.05))
+    betas: list[float] = field(default_factory=lambda: [0.9, 0.99])
+    eps: float = 1e-15
+
+
+@dataclass
+class Training:
+    """Length and book-keeping of a run."""
+
+    steps: int = 600
+    preview_every: int = 100  # steps; 0: never
+    checkpoint_every: int = 100  # steps; 0: only at the end
+    keep_checkpoints: int = 2  # newest ones to keep
+
+
+@dataclass
+class Mesh:
+    """What `generate` exports at the end, and the defaults of `export`."""
+
+    formats: list[str] = field(default_factory=lambda: ["glb", "obj", "ply"])  # []: no mesh
+    resolution: int = 128  # cells along a side of the isosurface grid
+    threshold: float = 0.0  # density of the surface; 0: the one whose silhouettes match the renders
+    faces: int = 10000  # most triangles after simplification; 0: no simplification
+    texture: Literal["uv", "vertex"] = "uv"  # a baked picture, or vertex colours
+    texture_size: int = 1024  # pixels along a side of the baked picture
+
+
+@dataclass
+class Turntable:
+    """The video and the contact sheet at the end of a run."""
+
+    frames: int = 60
+    fps: int = 20
+    size: int = 256  # pixels
+    elevation: float = 15.0  # degrees
+
+
+@dataclass
+class Config:
+    """One run."""
+
+    prompt: str = ""
+    negative_prompt: str = ""
+    seed: int = 0
+    device: str = "auto"  # auto | cpu | cuda | cuda:N
+    threads: int = 0  # torch threads on the CPU; 0: as many as there are cores to run on
+    output_dir: str = "outputs"  # runs go to <output_dir>/<config name>/<prompt>-<n>
+    force: bool = False  # go on with a prompt that the built-in teacher does not know
+    teacher: Any = field(default_factory=DiffusersTeacher)
+    scene: Any = field(default_factory=VoxelGrid)
+    cameras: Cameras = field(default_factory=Cameras)
+    views: Views = field(default_factory=Views)
+    renderer: Renderer = field(default_factory=Renderer)
+    guidance: Guidance = field(default_factory=Guidance)
+    regularisers: Regularisers = field(default_factory=Regularisers)
+    optimizer: Optimizer = field(default_factory=Optimizer)
+    training: Training = field(default_factory=Training)
+    mesh: Mesh = field(default_factory=Mesh)
+    turntable: Turntable = field(default_factory=Turntable)
+
+
+# The kinds that a section's `type` can name.
+KINDS: dict[str, dict[str, type]] = {
+    "teacher": {"diffusers": DiffusersTeacher, "exact": ExactTeacher},
+    "scene": {"voxel_grid": VoxelGrid, "hash_grid": HashGrid},
+}

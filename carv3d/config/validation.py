@@ -1,0 +1,180 @@
+"""Values that have the right type and still make no run."""
+
+from __future__ import annotations
+
+import math
+import re
+from collections.abc import Iterator
+from dataclasses import fields, is_dataclass
+from typing import Any
+
+from carv3d.config import schema
+from carv3d.errors import UserError
+
+MESH_FORMATS = ("glb", "obj", "ply")
+"""What `mesh.formats` may hold; `carv3d.mesh.FORMATS` without importing what that needs."""
+
+
+def validate(config: schema.Config) -> None:
+    """Check every value's range.
+
+    Raises:
+        UserError: one line that names the first key out of range, its value and what is allowed.
+    """
+    for key, value, allowed, what in _rules(config):
+        if not allowed:
+            raise UserError(f"{key} must be {what}, not {_shown(value)}")
+
+
+def require_prompt(config: schema.Config) -> str:
+    """The prompt.
+
+    Raises:
+        UserError: it is empty.
+    """
+    if not config.prompt.strip():
+        raise UserError('no prompt: say what to make, for instance prompt="a red chair"')
+    return config.prompt
+
+
+def _shown(value: Any) -> str:
+    if isinstance(value, schema.Ramp):
+        return repr(value.first) if value.first == value.last else f"{value.first} to {value.last}"
+    return repr(value)
+
+
+_Rule = tuple[str, Any, bool, str]  # key, value, whether it is allowed, what is allowed
+
+
+def _rules(config: schema.Config) -> Iterator[_Rule]:
+    yield from _finite(config, "")
+    yield from _top(config)
+    yield from _scene(config.scene)
+    yield from _teacher(config.teacher)
+    yield from _cameras(config)
+    yield from _renderer(config.renderer)
+    yield from _guidance(config.guidance)
+    yield from _training(config)
+    yield from _outputs(config)
+
+
+def _finite(section: Any, prefix: str) -> Iterator[_Rule]:
+    """No nan or inf anywhere, and every ramp inside the run."""
+    for key, value in ((f.name, getattr(section, f.name)) for f in fields(section)):
+        path = f"{prefix}{key}"
+        if is_dataclass(value):
+            yield from _finite(value, f"{path}.")
+        if isinstance(value, schema.Ramp):
+            moment = [value.begin, value.end]
+            inside = 0 <= value.begin <= value.end <= 1
+            yield f"{path}.begin and .end", moment, inside, "in order and from 0 to 1"
+        for number in value if isinstance(value, list) else [value]:
+            finite = not isinstance(number, float) or math.isfinite(number)
+            yield path, value, finite, "finite"
+
+
+def _at_least(section: Any, prefix: str, **lowest: float) -> Iterator[_Rule]:
+    for key, low in lowest.items():
+        value = getattr(section, key)
+        yield f"{prefix}.{key}", value, value >= low, f"at least {low}"
+
+
+def _positive(section: Any, prefix: str, *keys: str) -> Iterator[_Rule]:
+    for key in keys:
+        value = getattr(section, key)
+        yield f"{prefix}.{key}", value, value > 0, "greater than 0"
+
+
+def _top(config: schema.Config) -> Iterator[_Rule]:
+    yield "seed", config.seed, 0 <= config.seed < 2**63, "from 0 to 2^63 - 1"
+    device = re.fullmatch(r"auto|cpu|cuda(:\d+)?", config.device)
+    yield "device", config.device, device is not None, "auto, cpu, cuda or cuda:N"
+    yield "threads", config.threads, config.threads >= 0, "at least 0"
+    yield "output_dir", config.output_dir, bool(config.output_dir.strip()), "a folder"
+
+
+def _scene(scene: Any) -> Iterator[_Rule]:
+    yield from _positive(scene, "scene", "bound", "blob_std")
+    yield from _at_least(scene, "scene", blob_density=0)
+    if isinstance(scene, schema.VoxelGrid):
+        yield from _at_least(scene, "scene", resolution=2)
+        yield from _positive(scene, "scene", "density_scale")
+    if isinstance(scene, schema.HashGrid):
+        yield from _at_least(scene, "scene", levels=1, features=1, base_resolution=1, hidden=1, layers=1)
+        yield from _at_least(scene, "scene", finest_resolution=scene.base_resolution)
+        yield "scene.log2_table", scene.log2_table, 1 <= scene.log2_table <= 28, "from 1 to 28"
+
+
+def _teacher(teacher: Any) -> Iterator[_Rule]:
+    if isinstance(teacher, schema.DiffusersTeacher):
+        path = teacher.path
+        yield "teacher.path", path, bool(path.strip()), 'a pipeline folder, a hub id or "builtin"'
+        yield from _at_least(teacher, "teacher", image_size=0)
+    if isinstance(teacher, schema.ExactTeacher):
+        yield from _at_least(teacher, "teacher", views=1, neighbours=1, concentration=0)
+
+
+def _cameras(config: schema.Config) -> Iterator[_Rule]:
+    cameras, views = config.cameras, config.views
+    ranges = {
+        "azimuth": (lambda low, high: high - low <= 360, "[low, high] degrees, at most 360 apart"),
+        "elevation": (lambda low, high: low > -90 and high < 90, "[low, high] degrees between -90 and 90"),
+        "distance": (lambda low, high: low > 0, "[low, high] world units greater than 0"),
+        "fov": (lambda low, high: low > 0 and high < 180, "[low, high] degrees between 0 and 180"),
+    }
+    for key, (inside, what) in ranges.items():
+        value = getattr(cameras, key)
+        allowed = len(value) == 2 and value[0] <= value[1] and inside(*value)
+        yield f"cameras.{key}", value, allowed, what
+    yield from _at_least(cameras, "cameras", height=1, width=1)
+    for key in ("front", "back"):
+        yield f"views.{key}", getattr(views, key), 0 <= getattr(views, key) <= 180, "degrees from 0 to 180"
+    yield "views.overhead", views.overhead, -90 <= views.overhead <= 90, "degrees from -90 to 90"
+
+
+def _renderer(renderer: schema.Renderer) -> Iterator[_Rule]:
+    yield from _at_least(renderer, "renderer", samples=1, occupancy_resolution=0, occupancy_every=1)
+    yield from _at_least(renderer, "renderer", occupancy_threshold=0)
+    background = renderer.background
+    if isinstance(background, list):
+        numbers = all(isinstance(c, (int, float)) and not isinstance(c, bool) for c in background)
+        allowed = len(background) == 3 and numbers and all(0 <= c <= 1 for c in background)
+    else:
+        allowed = background in ("white", "random", "learned")
+    yield "renderer.background", background, allowed, "white, random, learned or [r, g, b] from 0 to 1"
+
+
+def _guidance(guidance: schema.Guidance) -> Iterator[_Rule]:
+    yield from _at_least(guidance, "guidance", renders=1, resamples=1, scale=0, chunk=0)
+    t_min, t_max = guidance.t_min, guidance.t_max
+    for key, ramp in (("t_min", t_min), ("t_max", t_max)):
+        inside = min(ramp.first, ramp.last) >= 0 and max(ramp.first, ramp.last) <= 1
+        yield f"guidance.{key}", ramp, inside, "from 0 to 1, a fraction of the schedule"
+    # Between the ends of the two ramps both are straight, so that their ends decide; an end may be a jump.
+    ends = {t_min.begin, t_min.end, t_max.begin, t_max.end}
+    moments = [end + side for end in ends for side in (-1e-9, 1e-9)]
+    allowed = all(t_min.at(moment) < t_max.at(moment) for moment in moments)
+    yield "guidance.t_min", t_min, allowed, f"less than guidance.t_max ({_shown(t_max)}) all through the run"
+
+
+def _training(config: schema.Config) -> Iterator[_Rule]:
+    lr, betas = config.optimizer.lr, config.optimizer.betas
+    yield "optimizer.lr", lr, min(lr.first, lr.last) >= 0 < max(lr.first, lr.last), "greater than 0"
+    inside = len(betas) == 2 and all(0 <= beta < 1 for beta in betas)
+    yield "optimizer.betas", betas, inside, "two numbers from 0 up to, not including, 1"
+    yield from _positive(config.optimizer, "optimizer", "eps")
+    for key in (f.name for f in fields(config.regularisers)):
+        weight = getattr(config.regularisers, key)
+        yield f"regularisers.{key}", weight, min(weight.first, weight.last) >= 0, "at least 0"
+    yield from _at_least(config.training, "training", steps=1, preview_every=0, checkpoint_every=0)
+    yield from _at_least(config.training, "training", keep_checkpoints=1)
+
+
+def _outputs(config: schema.Config) -> Iterator[_Rule]:
+    formats = config.mesh.formats
+    known = all(kind in MESH_FORMATS for kind in formats)
+    yield "mesh.formats", formats, known, f"a list of some of {', '.join(MESH_FORMATS)}"
+    yield from _at_least(config.mesh, "mesh", resolution=2, threshold=0, faces=0, texture_size=1)
+    yield from _at_least(config.turntable, "turntable", frames=1, fps=1, size=16)
+    elevation = config.turntable.elevation
+    yield "turntable.elevation", elevation, -90 < elevation < 90, "degrees between -90 and 90"

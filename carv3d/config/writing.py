@@ -1,0 +1,98 @@
+"""Writing configs: the snapshot in a run folder, and the whole schema with its comments."""
+
+from __future__ import annotations
+
+import ast
+import inspect
+import io
+import re
+import tokenize
+from collections.abc import Iterator
+from dataclasses import fields, is_dataclass
+from functools import cache
+from typing import Any, Literal, get_args, get_origin, get_type_hints
+
+import yaml
+
+from carv3d.config import schema
+from carv3d.config.loading import escape
+
+
+def to_yaml(config: schema.Config) -> str:
+    """Every key and value of a config, as YAML that `load` reads back into an equal config."""
+    return "".join(f"{line}\n" for line in _section(config, comments=False))
+
+
+def describe(config: schema.Config | None = None) -> str:
+    """`to_yaml` of a config (default: the defaults) with the comments of the schema's source.
+
+    The kinds of scene and teacher that the config does not use follow as comments.
+    """
+    config = config or schema.Config()
+    header = [f"# {line}".rstrip() for line in inspect.cleandoc(schema.__doc__ or "").splitlines()]
+    lines = [*header, "", *_section(config, comments=True)]
+    for name, kinds in schema.KINDS.items():
+        for kind, of in kinds.items():
+            if kind != getattr(config, name).type:
+                other = [f"# {inspect.getdoc(of)}", f"{name}:", *_section(of(), True, "  ")]
+                lines += ["", f"# Another {name}:"]
+                lines += [line if line.startswith("#") else f"# {line}" for line in other]
+    return "".join(f"{line}\n" for line in lines)
+
+
+def _section(section: Any, comments: bool, indent: str = "") -> Iterator[str]:
+    hints = get_type_hints(type(section))
+    notes = _comments()[type(section).__name__]
+    for key in (f.name for f in fields(section)):
+        value, hint = getattr(section, key), hints[key]
+        if is_dataclass(value) and not isinstance(value, schema.Ramp):
+            if comments:
+                yield from ("", f"{indent}# {(inspect.getdoc(type(value)) or '').splitlines()[0]}")
+            yield f"{indent}{key}:"
+            yield from _section(value, comments, f"{indent}  ")
+            continue
+        line = f"{indent}{key}: {_value(value, hint)}"
+        note = notes.get(key, "")
+        if get_origin(hint) is Literal and key != "type":
+            note = "; ".join(filter(None, [note, " | ".join(get_args(hint))]))
+        yield f"{line}  # {note}" if comments and note else line
+
+
+def _value(value: Any, hint: Any) -> str:
+    if isinstance(value, schema.Ramp):
+        if value == schema.constant(value.first):
+            return _value(value.first, float)
+        return f"{{{', '.join(f'{f.name}: {_value(getattr(value, f.name), float)}' for f in fields(value))}}}"
+    if isinstance(value, list):
+        return f"[{', '.join(_value(item, None) for item in value)}]"
+    if isinstance(value, str):
+        # Text is quoted, so that none of it is ever read as a number, a boolean or a missing value.
+        plain = get_origin(hint) is Literal or (re.fullmatch("[a-z]{3,}", value) and value not in _YAML_WORDS)
+        style = None if plain else '"'
+        return _dump(escape(value), style)
+    return _dump(value, None)
+
+
+_YAML_WORDS = {"yes", "true", "false", "off", "null", "nan", "inf"}
+
+
+def _dump(value: Any, style: str | None) -> str:
+    text = yaml.safe_dump(value, default_style=style, width=float("inf"), allow_unicode=True)
+    return text.removesuffix("...\n").rstrip("\n")
+
+
+@cache
+def _comments() -> dict[str, dict[str, str]]:
+    """The trailing comment of every field of every dataclass in the schema's source."""
+    source = inspect.getsource(schema)
+    tokens = tokenize.generate_tokens(io.StringIO(source).readline)
+    at_line = {t.start[0]: t.string.lstrip("# ") for t in tokens if t.type == tokenize.COMMENT}
+    return {
+        of.name: {
+            item.target.id: at_line.get(item.end_lineno or item.lineno, "")
+            for item in of.body
+            if isinstance(item, ast.AnnAssign) and isinstance(item.target, ast.Name)
+        }
+        for of in ast.parse(source).body
+        if isinstance(of, ast.ClassDef)
+    }

@@ -1,0 +1,232 @@
+"""A run from start to end: train, keep checkpoints and metrics, then make the results."""
+
+from __future__ import annotations
+
+import logging
+import os
+import signal
+import threading
+import time
+from dataclasses import dataclass
+from typing import Any
+
+import torch
+from rich.console import Console
+from rich.progress import (
+    BarColumn,
+    MofNCompleteColumn,
+    Progress,
+    TextColumn,
+    TimeElapsedColumn,
+    TimeRemainingColumn,
+)
+
+from carv3d import build, results
+from carv3d.config import Config
+from carv3d.errors import UserError
+from carv3d.renderers import VolumeRenderer
+from carv3d.runs import Run
+from carv3d.scenes import Scene
+from carv3d.teachers import Teacher
+from carv3d.training import StepLog, Trainer, check_logs
+
+log = logging.getLogger(__name__)
+
+# Steps whose figures are fetched from the device together: a fetch makes the CPU wait.
+_FETCH_EVERY = 10
+
+
+def set_threads(config: Config) -> None:
+    """Torch's CPU threads: as the config says, or as many as there are cores this process may run on."""
+    cores = len(os.sched_getaffinity(0)) if hasattr(os, "sched_getaffinity") else os.cpu_count() or 1
+    torch.set_num_threads(config.threads or cores)
+
+
+@dataclass(frozen=True)
+class Trained:
+    """What a run's newest checkpoint holds for looking at.
+
+    Attributes:
+        scene, renderer: on the run's device.
+        step: steps done.
+        seconds: training time, results not included.
+    """
+
+    scene: Scene
+    renderer: VolumeRenderer
+    step: int
+    seconds: float
+
+
+def load_trained(run: Run, config: Config | None = None) -> Trained:
+    """The scene and renderer of a run's newest checkpoint, without its teacher.
+
+    Raises:
+        UserError: no checkpoint, a corrupt one, or one that does not fit the run's config.
+    """
+    config = config or run.config
+    device = build.device(config)
+    checkpoint = run.load_checkpoint()
+    scene = build.scene(config, torch.Generator(device))
+    renderer = build.renderer(config, device)
+    mine = {k.removeprefix("renderer."): v for k, v in checkpoint.state.items() if k.startswith("renderer.")}
+    try:
+        scene.load_state_dict(checkpoint.scene)
+        renderer.load_state_dict(mine)
+    except RuntimeError as error:
+        raise _foreign(run, error) from error
+    return Trained(scene, renderer, checkpoint.step, float(checkpoint.info.get("seconds", 0.0)))
+
+
+def _foreign(run: Run, error: Exception) -> UserError:
+    first = " ".join(str(error).split())[:160]
+    return UserError(f"the checkpoint in {run.path} is not of this run's config; start the run anew ({first})")
+
+
+def generate(run: Run, *, resume: bool, console: Console, teacher: Teacher | None = None) -> None:
+    """Train to the end of the config's steps, then make the turntable, the contact sheet and the mesh.
+
+    Args:
+        run: open for writing.
+        resume: go on from the newest checkpoint, if there is one.
+        console: where the progress bar goes.
+        teacher: loaded already; None to load the config's.
+
+    Raises:
+        UserError: what the user can mend; a residual or gradient that is not finite among it, of which no
+            checkpoint is made.
+        KeyboardInterrupt: after a checkpoint has been saved.
+    """
+    config = run.config
+    set_threads(config)
+    trainer = Trainer(config, teacher)
+    seconds = 0.0
+    if resume and run.checkpoints.paths():
+        checkpoint = run.load_checkpoint()
+        try:
+            trainer.load_state(checkpoint.step, checkpoint.scene, checkpoint.state)
+        except (RuntimeError, KeyError, ValueError) as error:
+            raise _foreign(run, error) from error
+        seconds = float(checkpoint.info["seconds"])
+        log.info("resumed after step %d", checkpoint.step)
+    columns = (
+        TextColumn("{task.description}"),
+        BarColumn(),
+        MofNCompleteColumn(),
+        TimeElapsedColumn(),
+        TextColumn("left"),
+        TimeRemainingColumn(),
+        TextColumn("{task.fields[figures]}"),
+    )
+    with Progress(*columns, console=console) as progress:
+        _Loop(run, trainer, seconds, progress).train()
+        _make_results(run, trainer, progress)
+
+
+class _Loop:
+    """The book-keeping around the steps."""
+
+    def __init__(self, run: Run, trainer: Trainer, seconds: float, progress: Progress):
+        self.run, self.trainer, self.progress = run, trainer, progress
+        self.config = run.config
+        self.metrics = run.metrics(resume_step=trainer.step_count)
+        self.seconds = seconds  # of training, in earlier processes too
+        self.pending: list[StepLog] = []
+        self.task = progress.add_task(
+            "training", total=self.config.training.steps, completed=trainer.step_count, figures=""
+        )
+
+    def train(self) -> None:
+        section, trainer = self.config.training, self.trainer
+        saved = trainer.step_count if self.run.checkpoints.paths() else -1
+        started = time.perf_counter()
+        with _Interruption() as interruption:
+            while trainer.step_count < section.steps:
+                self.pending.append(trainer.step())
+                step = trainer.step_count
+                last = step == section.steps or interruption.asked
+                save = last or _every(section.checkpoint_every, step)
+                show = last or _every(section.preview_every, step)
+                if save or show or len(self.pending) == _FETCH_EVERY:
+                    now = time.perf_counter()
+                    self.seconds, started = self.seconds + now - started, now
+                    self._fetch()
+                if show:
+                    self._preview(step)
+                if save and step != saved:
+                    self._save()
+                    saved = step
+                if save or show:  # neither is training time
+                    started = time.perf_counter()
+                if interruption.asked and step < section.steps:
+                    raise KeyboardInterrupt
+
+    def _fetch(self) -> None:
+        if not self.pending:
+            return
+        try:
+            rows = check_logs(self.pending)
+        except FloatingPointError as error:
+            raise UserError(
+                f"{error}; nothing was saved since the last checkpoint. Lower optimizer.lr or guidance.scale, or use "
+                f"teacher.dtype=float32, and resume {self.run.path}"
+            ) from error
+        for record, row in zip(self.pending, rows, strict=True):
+            self.metrics.write(record.step, row | {"seconds": self.seconds})
+        self.pending.clear()
+        figures = f"grad {rows[-1]['gradient_norm']:.3g}  ess {rows[-1]['effective_sample_size']:.1f}"
+        self.progress.update(self.task, completed=self.trainer.step_count, figures=figures)
+
+    def _preview(self, step: int) -> None:
+        path = self.run.previews / f"step_{step:06d}.png"
+        results.write_preview(self.trainer.scene, self.trainer.renderer, self.trainer.sampler, path)
+
+    def _save(self) -> None:
+        scene, state = self.trainer.state()
+        self.run.save_checkpoint(self.trainer.step_count, scene, state, {"seconds": self.seconds})
+
+
+def _make_results(run: Run, trainer: Trainer, progress: Progress) -> None:
+    config, scene, renderer = run.config, trainer.scene, trainer.renderer
+    sampler = trainer.sampler
+    task = progress.add_task("turntable", total=config.turntable.frames, figures="")
+    results.write_contact_sheet(scene, renderer, sampler, run.path / "contact_sheet.png")
+    results.write_turntable(
+        scene,
+        renderer,
+        sampler,
+        config.turntable,
+        run.turntable,
+        lambda done, total: progress.update(task, completed=done, total=total),
+    )
+    if config.mesh.formats:
+        task = progress.add_task("mesh", total=1, figures="")
+        mesh, _ = results.export_mesh(scene, config.mesh, run.mesh)
+        progress.update(task, completed=1, figures=f"{len(mesh.faces)} faces")
+
+
+class _Interruption:
+    """Ctrl-C or SIGTERM lets the step in hand finish, so that what is saved is whole; a second one does not wait."""
+
+    def __init__(self) -> None:
+        self.asked = False
+        self._before: dict[int, Any] = {}
+
+    def __enter__(self) -> _Interruption:
+        if threading.current_thread() is threading.main_thread():  # only there can signals be handled
+            for number in (signal.SIGINT, signal.SIGTERM):
+                self._before[number] = signal.signal(number, self._ask)
+        return self
+
+    def __exit__(self, *_: object) -> None:
+        for number, handler in self._before.items():
+            signal.signal(number, handler)
+
+    def _ask(self, *_: object) -> None:
+        if self.asked:
+            raise KeyboardInterrupt
+        self.asked = True
+
+
+def _every(interval: int, step: int) -> bool:
+    return interval > 0 and step % interval == 0

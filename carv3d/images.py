@@ -1,0 +1,48 @@
+"""Pictures and video on disk."""
+
+from __future__ import annotations
+
+from pathlib import Path
+from typing import Any
+
+import imageio.v3 as iio
+import numpy as np
+import torch
+from numpy.typing import NDArray
+from torch import Tensor
+
+Bytes = NDArray[np.uint8]
+
+
+def to_bytes(images: Tensor) -> Bytes:
+    """(N, 3, H, W) in [0, 1] to (N, H, W, 3) uint8."""
+    return images.detach().clamp(0, 1).mul(255).round().byte().permute(0, 2, 3, 1).cpu().numpy()
+
+
+def sheet(images: Tensor, columns: int, gap: int = 2) -> Tensor:
+    """(N, 3, H, W) images side by side, `columns` a row, white between: (3, H', W')."""
+    _, channels, height, width = images.shape
+    rows = -(-len(images) // columns)
+    page = images.new_ones(channels, rows * (height + gap) - gap, columns * (width + gap) - gap)
+    for index, image in enumerate(images):
+        row, column = divmod(index, columns)
+        top, left = row * (height + gap), column * (width + gap)
+        page[:, top : top + height, left : left + width] = image
+    return page
+
+
+def write_png(image: Tensor, path: Path) -> None:
+    """(3, H, W) in [0, 1]."""
+    iio.imwrite(path, to_bytes(image[None])[0])
+
+
+def write_video(frames: Tensor, path: Path, fps: int) -> None:
+    """(N, 3, H, W) in [0, 1] as H.264 in an .mp4 that browsers play.
+
+    The encoder would resize frames whose sides are not multiples of 16 without a word: they are padded with white.
+    """
+    height, width = frames.shape[-2:]
+    padding = (0, -width % 16, 0, -height % 16)
+    frames = torch.nn.functional.pad(frames, padding, value=1.0)
+    options: dict[str, Any] = {"fps": fps, "codec": "libx264", "quality": 8, "macro_block_size": 16}
+    iio.imwrite(path, to_bytes(frames), plugin="FFMPEG", **options)

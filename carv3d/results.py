@@ -1,0 +1,98 @@
+"""What a run leaves for people: previews, contact sheet, turntable, mesh."""
+
+from __future__ import annotations
+
+from collections.abc import Callable
+from pathlib import Path
+
+import torch
+import torch.nn.functional as F
+from torch import Tensor
+
+from carv3d.cameras import Cameras, CameraSampler, orbit
+from carv3d.config.schema import Mesh as MeshConfig
+from carv3d.config.schema import Turntable
+from carv3d.images import sheet, write_png, write_video
+from carv3d.mesh import Mesh, bake_texture, extract, save
+from carv3d.renderers import VolumeRenderer
+from carv3d.scenes import Scene
+
+Progress = Callable[[int, int], None]
+_RAYS = 2**16  # a call's memory: rays x samples x channels, forward only
+
+
+@torch.no_grad()
+def render_views(
+    scene: Scene, renderer: VolumeRenderer, cameras: Cameras, *, normals: bool = False, progress: Progress | None = None
+) -> tuple[Tensor, Tensor, Tensor | None]:
+    """rgb (R, 3, H, W), opacity (R, 1, H, W) and, if asked for, normals as colours (R, 3, H, W), on the CPU."""
+    device = next(scene.parameters()).device
+    step = max(1, _RAYS // (cameras.height * cameras.width))
+    rgb, opacity, normal = [], [], []
+    for first in range(0, len(cameras), step):
+        render = renderer(scene, cameras[first : first + step].to(device), training=False, normals=normals)
+        rgb.append(render.rgb.cpu())
+        opacity.append(render.opacity.cpu())
+        if render.normal is not None:  # length is opacity: white where there is nothing
+            normal.append((render.normal * 0.5 + 1 - 0.5 * render.opacity).cpu())
+        if progress:
+            progress(min(first + step, len(cameras)), len(cameras))
+    return torch.cat(rgb), torch.cat(opacity), torch.cat(normal) if normals else None
+
+
+def write_preview(scene: Scene, renderer: VolumeRenderer, sampler: CameraSampler, path: Path) -> None:
+    """Four sides of the scene as one small PNG, at the size and distance of the training renders."""
+    cameras = orbit(4, 15.0, **_frame(sampler, sampler.height))
+    rgb, _, _ = render_views(scene, renderer, cameras)
+    write_png(sheet(F.interpolate(rgb, scale_factor=2, mode="bilinear"), 4), path)
+
+
+def write_contact_sheet(scene: Scene, renderer: VolumeRenderer, sampler: CameraSampler, path: Path, size: int = 160) -> None:
+    """Eight views around and above: colour in the first row, normals in the second."""
+    around, above = (
+        orbit(count, elevation, **_frame(sampler, size)) for count, elevation in ((6, 15.0), (2, 55.0))
+    )
+    rgb, normals = [], []
+    for cameras in (around, above):
+        colour, _, normal = render_views(scene, renderer, cameras, normals=True)
+        assert normal is not None
+        rgb.append(colour)
+        normals.append(normal)
+    write_png(sheet(torch.cat(rgb + normals), 8), path)
+
+
+def write_turntable(
+    scene: Scene,
+    renderer: VolumeRenderer,
+    sampler: CameraSampler,
+    section: Turntable,
+    path: Path,
+    progress: Progress | None = None,
+) -> None:
+    """One turn around the scene as .mp4."""
+    cameras = orbit(section.frames, section.elevation, **_frame(sampler, section.size))
+    rgb, _, _ = render_views(scene, renderer, cameras, progress=progress)
+    write_video(rgb, path, section.fps)
+
+
+def export_mesh(scene: Scene, section: MeshConfig, folder: Path) -> tuple[Mesh, list[Path]]:
+    """The scene's surface, coloured, in files of the section's formats."""
+    mesh = extract(
+        scene,
+        resolution=section.resolution,
+        threshold=section.threshold or None,
+        faces=section.faces or None,
+    )
+    if section.texture == "uv":
+        mesh = bake_texture(mesh, scene, section.texture_size)
+    return mesh, save(mesh, folder, section.formats)
+
+
+def _frame(sampler: CameraSampler, size: int) -> dict[str, float | int]:
+    """The middle distance and field of view of the training cameras, and a square of `size` pixels."""
+    return {
+        "distance": sum(sampler.distance) / 2,
+        "fov": sum(sampler.fov) / 2,
+        "height": size,
+        "width": size,
+    }

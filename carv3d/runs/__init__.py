@@ -1,0 +1,30 @@
+"""Run folders: what a run writes, so that it can be read, resumed after a kill, and repeated."""
+
+from carv3d.runs.checkpoints import (
+    Checkpoint,
+    Checkpoints,
+    generator_tensors,
+    optimizer_state,
+    optimizer_tensors,
+    restore_generators,
+)
+from carv3d.runs.environment import environment
+from carv3d.runs.metrics import MetricsLog, read_metrics
+from carv3d.runs.run import Run, slug
+from carv3d.runs.storage import disk_errors, replace_file
+
+__all__ = [
+    "Checkpoint",
+    "Checkpoints",
+    "MetricsLog",
+    "Run",
+    "disk_errors",
+    "environment",
+    "generator_tensors",
+    "optimizer_state",
+    "optimizer_tensors",
+    "read_metrics",
+    "replace_file",
+    "restore_generators",
+    "slug",
+]

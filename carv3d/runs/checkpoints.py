@@ -1,0 +1,272 @@
+"""Checkpoints that survive a kill at any moment, and tell when they have been damaged.
+
+One checkpoint is a folder `step_001000` with `scene.safetensors` (all that is needed to render), and
+`state.safetensors` and `state.json` (all that is needed to go on). `state.json` holds the SHA-256 of the
+other two.
+"""
+
+from __future__ import annotations
+
+import hashlib
+import json
+import logging
+import os
+import re
+import shutil
+from collections.abc import Mapping
+from dataclasses import dataclass
+from pathlib import Path
+from typing import Any
+
+import torch
+from safetensors import SafetensorError
+from safetensors.torch import load as tensors_from_bytes
+from safetensors.torch import save as bytes_from_tensors
+from torch import Tensor
+
+from carv3d.errors import UserError
+from carv3d.runs.storage import disk_errors, sync_folder, write_synced
+
+log = logging.getLogger(__name__)
+
+PICKLES = (".pt", ".pth", ".ckpt", ".pkl", ".bin")
+"""Endings of files that may run code when they are opened; carv3d never opens them."""
+
+
+@dataclass(frozen=True)
+class Checkpoint:
+    """What was saved after a step."""
+
+    step: int
+    scene: dict[str, Tensor]  # on the CPU
+    state: dict[str, Tensor]  # on the CPU
+    info: dict[str, Any]
+    path: Path
+
+
+def refuse_pickle(path: Path) -> None:
+    """Raise a UserError if the name is that of a pickle file."""
+    if path.suffix.lower() in PICKLES and not path.is_dir():
+        raise UserError(
+            f"{path} is not opened: {path.suffix} files may run code when they are loaded; "
+            "carv3d reads only the safetensors in its own run folders"
+        )
+
+
+class Checkpoints:
+    """The `checkpoints` folder of a run.
+
+    Only the process that holds the run's lock may call `save` and `clean`.
+    """
+
+    def __init__(self, folder: Path) -> None:
+        self.folder = folder
+
+    def paths(self) -> dict[int, Path]:
+        """The folder of every step's checkpoint, oldest first; complete, though not checked for damage."""
+        found: dict[int, Path] = {}
+        for path in self.folder.glob("*") if self.folder.is_dir() else []:
+            # `save` moves an old checkpoint of the same step aside; it counts until the new one is in place.
+            match = re.fullmatch(r"step_(\d+)|\.step_(\d+)\.old", path.name)
+            if match and path.is_dir():
+                step = int(match[1] or match[2])
+                if match[1] or step not in found:
+                    found[step] = path
+        return dict(sorted(found.items()))
+
+    def save(
+        self,
+        step: int,
+        scene: Mapping[str, Tensor],
+        state: Mapping[str, Tensor],
+        info: Mapping[str, Any],
+        *,
+        keep: int,
+    ) -> Path:
+        """Write a checkpoint; killed at any moment, it leaves the old ones or also the new one.
+
+        Checkpoints of later steps are removed: they belong to a continuation that was given up.
+
+        Args:
+            step: how many steps have been done.
+            scene, state: tensors of any device.
+            info: JSON values.
+            keep: how many of the newest checkpoints stay.
+
+        Raises:
+            UserError: the disk is full, or may not be written to.
+        """
+        path = self.folder / f"step_{step:06d}"
+        files = {"scene.safetensors": _to_bytes(scene), "state.safetensors": _to_bytes(state)}
+        sums = {name: hashlib.sha256(data).hexdigest() for name, data in files.items()}
+        meta = {"step": step, "sha256": sums, "info": dict(info)}
+        with disk_errors(path):
+            self.folder.mkdir(parents=True, exist_ok=True)
+            temporary = self.folder / f".{path.name}-new.tmp"
+            shutil.rmtree(temporary, ignore_errors=True)
+            try:
+                temporary.mkdir()
+                for name, data in files.items():
+                    write_synced(temporary / name, data)
+                write_synced(temporary / "state.json", json.dumps(meta, indent=1).encode())
+                sync_folder(temporary)
+                self._put(temporary, path, self.folder / f".{path.name}.old")
+            except BaseException:
+                shutil.rmtree(temporary, ignore_errors=True)
+                raise
+            sync_folder(self.folder)
+            steps = list(self.paths())
+            for other in [s for s in steps if s > step] + [s for s in steps if s <= step][:-keep]:
+                self._remove(self.paths()[other])
+        return path
+
+    def load(self, step: int | None = None) -> Checkpoint:
+        """The checkpoint of a step, or the newest one that is whole.
+
+        If the newest is damaged and an older one is whole, that one is given and a warning logged.
+
+        Raises:
+            UserError: there is none, or it is damaged; the message names it and says what to use instead.
+        """
+        paths = self.paths()
+        if not paths:
+            for path in [*self.folder.parent.glob("*"), *self.folder.glob("*")]:
+                refuse_pickle(path)
+            raise UserError(f"no checkpoint in {self.folder}; start the run anew")
+        if step is not None and step not in paths:
+            raise UserError(f"no checkpoint of step {step}; there are those of {', '.join(map(str, paths))}")
+        damage: dict[int, str] = {}
+        for candidate in [step] if step is not None else reversed(paths):
+            try:
+                checkpoint = _read(paths[candidate], candidate)
+            except _DamageError as error:
+                damage[candidate] = str(error)
+                continue
+            for other, reason in damage.items():
+                log.warning("%s is damaged (%s); using that of step %d", paths[other], reason, candidate)
+            return checkpoint
+        if self.paths() != paths:
+            return self.load(step)  # the run is going on, and has put newer ones in their place
+        newest = next(iter(damage))
+        whole = [other for other in paths if other not in damage and _is_whole(paths[other], other)]
+        advice = f"use the one of step {whole[-1]}" if whole else "no other one is whole; start the run anew"
+        raise UserError(f"checkpoint {paths[newest]} is damaged: {damage[newest]}; {advice}")
+
+    def clean(self) -> None:
+        """Remove or complete what a kill in the middle of `save` left."""
+        for path in self.folder.glob(".step_*.old") if self.folder.is_dir() else []:
+            final = self.folder / path.name.removeprefix(".").removesuffix(".old")
+            if final.exists():
+                self._remove(path)
+            else:
+                os.rename(path, final)
+        for path in self.folder.glob(".*.tmp"):
+            shutil.rmtree(path, ignore_errors=True)
+
+    def _put(self, temporary: Path, path: Path, aside: Path) -> None:
+        """Move a finished folder to its name, over one that may be there."""
+        if path.exists():
+            if aside.exists():
+                self._remove(aside)
+            os.rename(path, aside)
+        os.rename(temporary, path)
+        if aside.exists():
+            self._remove(aside)
+
+    def _remove(self, path: Path) -> None:
+        """Renamed first, so that a kill half-way leaves nothing that looks like a damaged checkpoint."""
+        doomed = self.folder / f".{path.name.strip('.')}-doomed.tmp"
+        shutil.rmtree(doomed, ignore_errors=True)
+        os.rename(path, doomed)
+        shutil.rmtree(doomed, ignore_errors=True)
+
+
+class _DamageError(Exception):
+    """Why a checkpoint cannot be used."""
+
+
+def _to_bytes(tensors: Mapping[str, Tensor]) -> bytes:
+    # Copies, because safetensors refuses tensors that share memory.
+    return bytes_from_tensors({k: t.detach().to("cpu", copy=True).contiguous() for k, t in tensors.items()})
+
+
+def _read(path: Path, step: int) -> Checkpoint:
+    try:
+        meta = json.loads((path / "state.json").read_bytes())
+        tensors = {}
+        for name in ("scene", "state"):
+            data = (path / f"{name}.safetensors").read_bytes()
+            if hashlib.sha256(data).hexdigest() != meta["sha256"][f"{name}.safetensors"]:
+                raise _DamageError(f"{name}.safetensors has changed since it was written")
+            tensors[name] = tensors_from_bytes(data)
+        if meta["step"] != step:
+            raise _DamageError(f"it is of step {meta['step']}")
+        return Checkpoint(step, tensors["scene"], tensors["state"], meta["info"], path)
+    except FileNotFoundError as error:
+        for other in path.glob("*"):
+            refuse_pickle(other)
+        raise _DamageError(f"{Path(error.filename).name} is missing") from error
+    except (ValueError, KeyError, TypeError) as error:
+        raise _DamageError("state.json cannot be read") from error
+    except SafetensorError as error:
+        raise _DamageError("it is not safetensors") from error
+    except OSError as error:
+        raise _DamageError((error.strerror or str(error)).lower()) from error
+
+
+def _is_whole(path: Path, step: int) -> bool:
+    try:
+        _read(path, step)
+    except (_DamageError, UserError):
+        return False
+    return True
+
+
+# ------------------------------------------------------------------------------- what goes into `state`
+
+
+def optimizer_tensors(
+    state_dict: Mapping[str, Any], prefix: str = "optimizer"
+) -> tuple[dict[str, Tensor], list[dict[str, Any]]]:
+    """An optimizer's `state_dict()` as tensors `<prefix>.<parameter>.<name>` and JSON param groups."""
+    tensors = {
+        f"{prefix}.{index}.{name}": value
+        for index, values in state_dict["state"].items()
+        for name, value in values.items()
+    }
+    if odd := [name for name, value in tensors.items() if not isinstance(value, Tensor)]:
+        raise TypeError(f"only optimizers whose state is tensors can be saved, not {odd[0]}")
+    return tensors, [dict(group) for group in state_dict["param_groups"]]
+
+
+def optimizer_state(tensors: Mapping[str, Tensor], groups: Any, prefix: str = "optimizer") -> dict[str, Any]:
+    """The inverse of `optimizer_tensors`: what `load_state_dict` takes. Other tensors are left out."""
+    state: dict[int, dict[str, Tensor]] = {}
+    for key, value in tensors.items():
+        if key.startswith(f"{prefix}."):
+            index, name = key.removeprefix(f"{prefix}.").split(".", 1)
+            state.setdefault(int(index), {})[name] = value
+    # JSON has no tuples; Adam's betas were one.
+    groups = [{k: tuple(v) if k == "betas" else v for k, v in group.items()} for group in groups]
+    return {"state": state, "param_groups": groups}
+
+
+def generator_tensors(generators: Mapping[str, torch.Generator]) -> dict[str, Tensor]:
+    """The states of random generators as uint8 tensors `generator.<name>`."""
+    return {f"generator.{name}": generator.get_state() for name, generator in generators.items()}
+
+
+def restore_generators(tensors: Mapping[str, Tensor], generators: Mapping[str, torch.Generator]) -> None:
+    """Put back the states that `generator_tensors` gave.
+
+    Raises:
+        UserError: the state is that of another kind of device.
+    """
+    for name, generator in generators.items():
+        try:
+            generator.set_state(tensors[f"generator.{name}"])
+        except (RuntimeError, TypeError) as error:
+            raise UserError(
+                f"the run's random numbers cannot be continued on {generator.device.type}; "
+                "resume it on the kind of device it was started on"
+            ) from error

@@ -1,0 +1,251 @@
+"""One run's folder.
+
+outputs/<config>/<prompt>-<n>/
+  config.yaml  environment.json  metrics.jsonl  log.txt  tensorboard/
+  checkpoints/step_001000/{scene.safetensors, state.safetensors, state.json}
+  previews/  mesh/  turntable.mp4
+"""
+
+from __future__ import annotations
+
+import fcntl
+import json
+import logging
+import os
+import re
+import shlex
+import shutil
+import sys
+import unicodedata
+from collections.abc import Mapping, Sequence
+from functools import cached_property
+from pathlib import Path
+from typing import IO, Any
+
+import torch
+from torch import Tensor
+
+from carv3d.config import Config, load, to_yaml
+from carv3d.errors import UserError
+from carv3d.runs.checkpoints import Checkpoint, Checkpoints, refuse_pickle
+from carv3d.runs.environment import environment
+from carv3d.runs.metrics import MetricsLog
+from carv3d.runs.storage import disk_errors, replace_file
+
+_SLUG_LENGTH = 48  # characters; four bytes each at most, which a file name of 255 bytes holds
+
+
+class Run:
+    """A run folder. Make one with `create` or `open`; close it, or use it in a `with`.
+
+    One process at a time may write to a run: it holds a lock, which the system releases however it ends.
+    """
+
+    def __init__(self, path: Path) -> None:
+        self.path = path
+        self.checkpoints = Checkpoints(path / "checkpoints")
+        self._lock: IO[str] | None = None
+        self._log: _LogFile | None = None
+        self._metrics: MetricsLog | None = None
+
+    @classmethod
+    def create(
+        cls,
+        config: Config,
+        config_name: str,
+        command: str | Sequence[str],
+        *,
+        folder: Path | str | None = None,
+        device: torch.device | None = None,
+    ) -> Run:
+        """Make a run's folder and take its lock.
+
+        Args:
+            config: written to `config.yaml`.
+            config_name: first part of the path, such as "shapes".
+            command: the command line, for `environment.json`.
+            folder: the run's folder; default: `<output_dir>/<config_name>/<prompt>-<n>` with the next free n.
+            device: whose name goes into `environment.json`.
+
+        Raises:
+            UserError: `folder` exists and is not empty, or the disk may not be written to or is full.
+        """
+        if folder is None:
+            path = _next_free(Path(config.output_dir).expanduser() / slug(config_name), slug(config.prompt))
+        else:
+            path = Path(folder).expanduser()
+            with disk_errors(path):
+                if path.exists() and (not path.is_dir() or any(path.iterdir())):
+                    raise UserError(f"{path} exists and is not empty; give another folder or resume that run")
+                path.mkdir(parents=True, exist_ok=True)
+        run = cls(path)
+        try:
+            run._begin_writing()
+            with disk_errors(path):
+                for name in (run.checkpoints.folder, run.previews):
+                    name.mkdir(exist_ok=True)
+            run.save_config(config)
+            line = command if isinstance(command, str) else shlex.join(command)
+            made_with = json.dumps(environment(line, device), indent=1) + "\n"
+            replace_file(path / "environment.json", made_with.encode())  # last: it makes the folder a run
+        except BaseException:
+            run.close()
+            shutil.rmtree(path, ignore_errors=True)  # it was empty before
+            raise
+        return run
+
+    @classmethod
+    def open(cls, path: Path | str, *, write: bool = False) -> Run:
+        """An existing run, to read from, or with `write` to go on with it.
+
+        Raises:
+            UserError: not a run, or another process is writing to it.
+        """
+        path = Path(path).expanduser()
+        refuse_pickle(path)
+        if not path.is_dir():
+            raise UserError(f"no run {path}: it is {'a file' if path.exists() else 'not there'}")
+        if not cls._is_run(path):
+            parent = next((p for p in path.resolve().parents if cls._is_run(p)), None)
+            hint = f"give its run, {parent}" if parent else "give a folder that `carv3d generate` made"
+            raise UserError(f"{path} is not a run; {hint}")
+        run = cls(path)
+        if write:
+            try:
+                run._begin_writing()
+                with disk_errors(path):
+                    run.checkpoints.clean()
+                    for leftover in path.glob(".*.tmp"):
+                        leftover.unlink()
+            except BaseException:
+                run.close()
+                raise
+        return run
+
+    @staticmethod
+    def _is_run(path: Path) -> bool:
+        return all((path / name).is_file() for name in ("config.yaml", "environment.json"))
+
+    @cached_property
+    def config(self) -> Config:
+        """The config as it was run."""
+        return load(self.path / "config.yaml")
+
+    @property
+    def previews(self) -> Path:
+        """Folder of the pictures made on the way."""
+        return self.path / "previews"
+
+    @property
+    def mesh(self) -> Path:
+        """Folder of the exported mesh."""
+        return self.path / "mesh"
+
+    @property
+    def turntable(self) -> Path:
+        """The video."""
+        return self.path / "turntable.mp4"
+
+    @property
+    def metrics_path(self) -> Path:
+        """The metrics; see `read_metrics`."""
+        return self.path / "metrics.jsonl"
+
+    @property
+    def environment(self) -> dict[str, Any]:
+        """What the run was made with."""
+        return dict(json.loads((self.path / "environment.json").read_text(encoding="utf-8")))
+
+    def save_config(self, config: Config) -> None:
+        """Write `config.yaml`, for instance when a resumed run has been given more steps."""
+        replace_file(self.path / "config.yaml", to_yaml(config).encode())
+        self.__dict__.pop("config", None)
+
+    def save_checkpoint(
+        self, step: int, scene: Mapping[str, Tensor], state: Mapping[str, Tensor], info: Mapping[str, Any]
+    ) -> Path:
+        """See `Checkpoints.save`; keeps `training.keep_checkpoints` of them."""
+        keep = self.config.training.keep_checkpoints
+        return self.checkpoints.save(step, scene, state, info, keep=keep)
+
+    def load_checkpoint(self, step: int | None = None) -> Checkpoint:
+        """See `Checkpoints.load`."""
+        return self.checkpoints.load(step)
+
+    def metrics(self, *, resume_step: int = 0) -> MetricsLog:
+        """The metrics to append to, lines after `resume_step` dropped; closed with the run."""
+        if self._metrics is None:
+            tensorboard = self.path / "tensorboard"
+            self._metrics = MetricsLog(self.metrics_path, resume_step=resume_step, tensorboard=tensorboard)
+        return self._metrics
+
+    def close(self) -> None:
+        """Close the logs and release the lock."""
+        metrics, self._metrics = self._metrics, None
+        handler, self._log = self._log, None
+        lock, self._lock = self._lock, None
+        try:
+            if metrics is not None:
+                metrics.close()
+        finally:
+            if handler is not None:
+                logging.getLogger("carv3d").removeHandler(handler)
+                handler.close()
+            if lock is not None:
+                lock.close()
+
+    def __enter__(self) -> Run:
+        return self
+
+    def __exit__(self, *_: object) -> None:
+        self.close()
+
+    def _begin_writing(self) -> None:
+        """Take the lock and send the program's log to `log.txt` too."""
+        with disk_errors(self.path):
+            lock = open(self.path / ".lock", "a+", encoding="utf-8")  # noqa: SIM115
+        self._lock = lock
+        try:
+            fcntl.flock(lock, fcntl.LOCK_EX | fcntl.LOCK_NB)
+        except BlockingIOError:
+            lock.seek(0)
+            owner = lock.read().strip()
+            self.close()
+            who = f"another process ({owner})" if owner else "another process"
+            raise UserError(f"{self.path} is in use by {who}; wait for it or stop it") from None
+        with disk_errors(self.path):
+            lock.truncate(0)
+            lock.write(f"pid {os.getpid()}")
+            lock.flush()
+            self._log = _LogFile(self.path / "log.txt", encoding="utf-8")
+        self._log.setFormatter(logging.Formatter("%(asctime)s %(levelname)s %(message)s", "%F %T"))
+        logger = logging.getLogger("carv3d")
+        logger.addHandler(self._log)
+        logger.setLevel(logging.INFO)
+
+
+class _LogFile(logging.FileHandler):
+    def handleError(self, record: logging.LogRecord) -> None:  # noqa: N802
+        """A full disk must not print a traceback for each line; what writes the results reports it."""
+        if not isinstance(sys.exc_info()[1], OSError):
+            super().handleError(record)
+
+
+def slug(text: str) -> str:
+    """A text as a file name: lower-case letters and digits of any script, joined by hyphens."""
+    words = re.findall(r"[^\W_]+", unicodedata.normalize("NFKC", text).lower())
+    return "-".join(words)[:_SLUG_LENGTH].strip("-") or "run"
+
+
+def _next_free(parent: Path, name: str) -> Path:
+    with disk_errors(parent):
+        parent.mkdir(parents=True, exist_ok=True)
+        taken = (re.fullmatch(re.escape(name) + r"-(\d+)", path.name) for path in parent.iterdir())
+        number = max((int(match[1]) for match in taken if match), default=0) + 1
+        while True:
+            path = parent / f"{name}-{number}"
+            try:
+                path.mkdir()  # fails if another process has just made it
+                return path
+            except FileExistsError:
+                number += 1

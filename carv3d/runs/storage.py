@@ -1,0 +1,67 @@
+"""Files that are never half written, and disk errors that a user understands."""
+
+from __future__ import annotations
+
+import errno
+import os
+from collections.abc import Iterator
+from contextlib import contextmanager
+from pathlib import Path
+
+from carv3d.errors import UserError
+
+_REASONS = {
+    errno.ENOSPC: "the disk is full; free some space",
+    errno.EDQUOT: "the disk quota is used up; free some space",
+    errno.EFBIG: "the disk allows no file this large; use another one",
+    errno.EACCES: "permission denied; use a folder you may write to",
+    errno.EPERM: "permission denied; use a folder you may write to",
+    errno.EROFS: "the disk is read-only; use another one",
+    errno.ENOTDIR: "a part of the path is a file; use another path",
+    errno.ENAMETOOLONG: "the path is too long; use a shorter one",
+}
+
+
+@contextmanager
+def disk_errors(path: Path) -> Iterator[None]:
+    """Turns the disk errors that a user can mend into a UserError that names the path."""
+    try:
+        yield
+    except OSError as error:
+        if error.errno not in _REASONS:
+            raise
+        raise UserError(f"cannot write {path}: {_REASONS[error.errno]}") from error
+
+
+def write_synced(path: Path, data: bytes) -> None:
+    """Write a new file and wait until the disk has it."""
+    with open(path, "wb") as file:
+        file.write(data)
+        file.flush()
+        os.fsync(file.fileno())
+
+
+def sync_folder(folder: Path) -> None:
+    """Wait until the disk has the folder's list of names."""
+    descriptor = os.open(folder, os.O_RDONLY)
+    try:
+        os.fsync(descriptor)
+    finally:
+        os.close(descriptor)
+
+
+def replace_file(path: Path, data: bytes) -> None:
+    """Write a file so that at any moment there is the old one or the new one.
+
+    Raises:
+        UserError: the disk is full, or may not be written to.
+    """
+    with disk_errors(path):
+        temporary = path.parent / f".{path.name}-{os.getpid()}.tmp"
+        try:
+            write_synced(temporary, data)
+            os.replace(temporary, path)
+        except BaseException:
+            temporary.unlink(missing_ok=True)
+            raise
+        sync_folder(path.parent)

@@ -1,0 +1,85 @@
+"""The interface that renderers, the mesh extractor and the training loop see of a field."""
+
+from __future__ import annotations
+
+from typing import Any
+
+import torch
+from torch import Tensor
+
+
+class Scene(torch.nn.Module):
+    """A density and a colour at every point of the cube [-bound, bound]^3; nothing outside it.
+
+    Attributes:
+        bound: half the side of the cube, world units.
+        normal_step: distance over which `normal` differentiates the density, world units.
+    """
+
+    def __init__(self, *, bound: float, normal_step: float) -> None:
+        super().__init__()
+        if bound <= 0:
+            raise ValueError(f"bound must be positive, got {bound}")
+        self.bound = bound
+        self.normal_step = normal_step
+
+    def query(self, points: Tensor) -> tuple[Tensor, Tensor]:
+        """Density and colour at points.
+
+        Args:
+            points: (N, 3) world units, N >= 1.
+
+        Returns:
+            density (N,) per world unit, >= 0 and 0 outside the cube; rgb (N, 3) in [0, 1].
+        """
+        raise NotImplementedError
+
+    def density(self, points: Tensor) -> Tensor:
+        """Density alone, (N,) at points (N, 3): what `query` returns first."""
+        return self.query(points)[0]
+
+    def normal(self, points: Tensor) -> Tensor:
+        """Unit normals (N, 3) at points (N, 3): against the density's gradient, 0 where that vanishes.
+
+        The gradient is a central difference over `normal_step` and not autograd's: a loss on normals then
+        needs first derivatives only (`grid_sample` has no second one in 3-D), and the step smooths the
+        gradient, which in a trilinear field jumps from cell to cell and in a hash grid is noise at the finest
+        levels. Six taps: the four of a tetrahedron are first order only, and 40 degrees off where the density
+        bends.
+        """
+        step = self.normal_step * torch.eye(3, dtype=points.dtype, device=points.device)[:, None]
+        taps = torch.cat([points + step, points - step])  # (6, N, 3)
+        above, below = self.density(taps.view(-1, 3)).view(2, 3, -1)
+        gradient = (above - below).T / (2 * self.normal_step)
+        return -torch.nn.functional.normalize(gradient, dim=-1, eps=1e-4)
+
+    def total_variation(self) -> Tensor:
+        """How rough the field is: mean squared difference of neighbours, summed over the axes; scalar."""
+        raise NotImplementedError
+
+    def parameter_groups(self, lr: float) -> list[dict[str, Any]]:
+        """Parameter groups for `torch.optim`, given the learning rate of the field's main parameters."""
+        raise NotImplementedError
+
+    def after_step(self, step: int) -> None:
+        """Called by the loop after optimiser step `step`."""
+
+
+def blob(points: Tensor, blob_density: float, blob_std: float) -> Tensor:
+    """Bias (N,) of the density's logit: a cone, `blob_density` at the origin and 0 at radius `blob_std`.
+
+    Optimisation from text starts from a soft ball at the centre of the view; without it the first gradients
+    fill the cube with fog. The linear profile is Magic3D's (Lin et al. 2023), of DreamFusion's blob (Poole et
+    al. 2022).
+    """
+    # Coordinate by coordinate: torch's norm over three numbers is slow, and its gradient at the origin
+    # undefined.
+    x, y, z = points.unbind(-1)
+    radius = (x * x + y * y + z * z + 1e-12).sqrt()
+    return blob_density * (1 - radius / blob_std)
+
+
+def inside(points: Tensor, bound: float) -> Tensor:
+    """(N,) bool: which points (N, 3) lie in the cube."""
+    x, y, z = points.abs().unbind(-1)
+    return torch.maximum(torch.maximum(x, y), z) <= bound

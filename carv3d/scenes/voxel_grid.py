@@ -1,0 +1,74 @@
+"""A dense voxel grid: the quickest field on a CPU."""
+
+from __future__ import annotations
+
+from typing import Any
+
+import torch
+import torch.nn.functional as F
+from torch import Tensor
+
+from carv3d.scenes.base import Scene, blob, inside
+
+
+class VoxelGrid(Scene):
+    """Density and rgb logits at the corners of a regular grid, trilinear in between.
+
+    Density is `density_scale * softplus(logit + blob)`, colour is `sigmoid(logit)`. The blob is added at
+    every query and is no parameter, so that total variation is smallest for the blob and not for fog.
+
+    Args:
+        bound: half the side of the cube, world units.
+        resolution: grid points along a side.
+        density_scale: density per unit of softplus, per world unit.
+        blob_density, blob_std: the initial ball; see `carv3d.scenes.base.blob`. World units for the radius.
+        generator: draws the initial colours (grey, with a little noise).
+    """
+
+    def __init__(
+        self,
+        *,
+        bound: float = 1.0,
+        resolution: int = 48,
+        density_scale: float = 6.0,
+        blob_density: float = 5.0,
+        blob_std: float = 0.5,
+        generator: torch.Generator,
+    ) -> None:
+        if resolution < 2:
+            raise ValueError(f"resolution must be at least 2, got {resolution}")
+        super().__init__(bound=bound, normal_step=2 * bound / (resolution - 1))
+        self.density_scale = density_scale
+        self.blob_density = blob_density
+        self.blob_std = blob_std
+        shape = (1, 3, resolution, resolution, resolution)
+        rgb = 0.1 * torch.randn(shape, generator=generator, device=generator.device)
+        self.grid = torch.nn.Parameter(torch.cat([torch.zeros_like(rgb[:, :1]), rgb], 1))  # (1, 4, x, y, z)
+
+    def query(self, points: Tensor) -> tuple[Tensor, Tensor]:
+        logits = self._interpolate(self.grid, points)
+        return self._activate(logits[0], points), logits[1:].T.sigmoid()
+
+    def density(self, points: Tensor) -> Tensor:
+        return self._activate(self._interpolate(self.grid[:, :1], points)[0], points)
+
+    def _interpolate(self, grid: Tensor, points: Tensor) -> Tensor:
+        # grid_sample's last coordinate runs along the first spatial axis, hence the flip. All points along
+        # the innermost axis, (1, 1, 1, N, 3), is a quarter quicker on CPU than (1, N, 1, 1, 3).
+        where = (points / self.bound).flip(-1).view(1, 1, 1, -1, 3)
+        return F.grid_sample(grid, where, align_corners=True, padding_mode="border").view(grid.shape[1], -1)
+
+    def _activate(self, logit: Tensor, points: Tensor) -> Tensor:
+        density = self.density_scale * F.softplus(logit + blob(points, self.blob_density, self.blob_std))
+        return density * inside(points, self.bound)
+
+    def total_variation(self) -> Tensor:
+        """Mean squared difference of neighbouring logits, summed over the three axes; scalar."""
+        n = self.grid.shape[-1] - 1
+        differences = [
+            F.mse_loss(self.grid.narrow(axis, 1, n), self.grid.narrow(axis, 0, n)) for axis in (2, 3, 4)
+        ]
+        return torch.stack(differences).sum()
+
+    def parameter_groups(self, lr: float) -> list[dict[str, Any]]:
+        return [{"params": [self.grid], "lr": lr}]

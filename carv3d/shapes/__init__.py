@@ -1,0 +1,17 @@
+"""The built-in world: objects with a known true form, for the built-in teacher and for measuring quality."""
+
+from carv3d.shapes.catalogue import ALL_THINGS, COLOURS, SHAPES, Thing, palette, parse, vocabulary
+from carv3d.shapes.reference import colourise, reference, shade_maps
+
+__all__ = [
+    "ALL_THINGS",
+    "COLOURS",
+    "SHAPES",
+    "Thing",
+    "colourise",
+    "palette",
+    "parse",
+    "reference",
+    "shade_maps",
+    "vocabulary",
+]

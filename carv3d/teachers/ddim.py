@@ -1,0 +1,45 @@
+"""Pictures from a teacher alone: to see what it knows."""
+
+from __future__ import annotations
+
+from typing import Any
+
+import torch
+from torch import Tensor
+
+from carv3d.teachers.base import Teacher
+
+
+@torch.no_grad()
+def ddim_sample(
+    teacher: Teacher,
+    condition: Any,
+    shape: tuple[int, ...],
+    rng: torch.Generator,
+    *,
+    scale: float = 3.0,
+    steps: int = 30,
+) -> Tensor:
+    """Latents by deterministic DDIM (Song et al., arXiv 2010.02502, equation 12 with eta = 0).
+
+    Args:
+        teacher: the model.
+        condition: of N rows.
+        shape: (N, C, h, w) of the latents.
+        rng: draws the starting noise, on the teacher's device.
+        scale: classifier-free guidance.
+        steps: network evaluations.
+    """
+    schedule = teacher.schedule
+    z = torch.randn(shape, generator=rng, device=rng.device)
+    times = torch.linspace(len(schedule) - 1, 0, steps, device=rng.device).round().long()
+    for now, then in zip(times, [*times[1:], None], strict=True):
+        t = now.expand(len(z))
+        alpha, sigma = schedule.at(t, z)
+        eps = teacher.residual(z / alpha, t, torch.zeros_like(z), condition, scale)  # z_t = alpha (z / alpha)
+        clean = (z - sigma * eps) / alpha
+        if then is None:
+            return clean
+        alpha, sigma = schedule.at(then.expand(len(z)), z)
+        z = alpha * clean + sigma * eps
+    return z

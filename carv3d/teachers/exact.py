@@ -1,0 +1,93 @@
+"""A teacher in closed form: the best possible denoiser of a finite set of pictures.
+
+For data that is one of M points x_i with prior weights pi_i, the posterior mean is
+`E[x_0 | x_t] = sum_i softmax_i(log pi_i - |x_t - alpha x_i|^2 / 2 sigma^2) x_i`. Its expectations can be
+integrated numerically, which is what the tests hold the estimator against.
+"""
+
+from __future__ import annotations
+
+from dataclasses import dataclass
+
+import torch
+import torch.nn.functional as F
+from torch import Tensor
+
+from carv3d.cameras import Cameras, CameraSampler
+from carv3d.shapes import Thing, parse, reference
+from carv3d.teachers.base import NoiseSchedule
+
+
+@dataclass(frozen=True)
+class ExactCondition:
+    """The pictures that may be behind each view, and their log prior weights.
+
+    Attributes:
+        points: (R, M, C, h, w).
+        log_prior: (R, M).
+    """
+
+    points: Tensor
+    log_prior: Tensor
+
+    def __getitem__(self, rows: Tensor) -> ExactCondition:
+        return ExactCondition(self.points[rows], self.log_prior[rows])
+
+
+def posterior_mean(schedule: NoiseSchedule, z_t: Tensor, t: Tensor, condition: ExactCondition) -> Tensor:
+    """E[x_0 | x_t = z_t], (N, C, h, w)."""
+    alpha, sigma = schedule.at(t, condition.points)
+    distance = (z_t[:, None] - alpha * condition.points).flatten(2).square().sum(2)
+    weight = torch.softmax(condition.log_prior - distance / (2 * sigma.flatten(1) ** 2), 1)
+    return torch.einsum("nm,nmchw->nchw", weight, condition.points)
+
+
+class ExactTeacher:
+    """Knows the built-in world's object from every side; works on pictures themselves, pooled to `size`.
+
+    The pictures behind a view are those taken from nearby, with prior weight falling with the angle.
+    """
+
+    takes_camera = True
+
+    def __init__(
+        self,
+        *,
+        views: int = 400,
+        neighbours: int = 24,
+        concentration: float = 60.0,
+        image_size: int = 32,
+        device: torch.device | str = "cpu",
+    ):
+        """See `carv3d.config.schema.ExactTeacher`; pictures are `image_size` pixels square."""
+        self.schedule = NoiseSchedule.of_betas("scaled_linear", 0.00085, 0.012, 1000).to(device)
+        self.image_size = image_size
+        self.views, self.neighbours, self.concentration = views, neighbours, concentration
+        self._pictures: dict[Thing, tuple[Tensor, Tensor]] = {}
+
+    def encode(self, rgb: Tensor, rng: torch.Generator | None = None) -> Tensor:
+        """(R, 3, H, W) in [0, 1] to (R, 3, size, size) in [-1, 1]."""
+        return F.interpolate(rgb, self.image_size, mode="area") * 2 - 1
+
+    def condition(self, prompt: str, cameras: Cameras, negative: str = "") -> ExactCondition:
+        """The nearest reference pictures of each camera; the negative prompt means nothing here."""
+        points, directions = self._references(parse(prompt))
+        own = F.normalize(cameras.c2w[:, :3, 3], dim=-1).to(points.device)
+        cosine, nearest = (own @ directions.T).topk(self.neighbours, dim=1)
+        return ExactCondition(points[nearest], self.concentration * (cosine - 1))
+
+    @torch.no_grad()
+    def residual(self, z: Tensor, t: Tensor, eps: Tensor, condition: ExactCondition, scale: float) -> Tensor:
+        """The exact residual of the conditional model; there is no unconditional one, so `scale` is unused."""
+        alpha, sigma = self.schedule.at(t, z)
+        z_t = alpha * z + sigma * eps
+        return (z_t - alpha * posterior_mean(self.schedule, z_t, t, condition)) / sigma - eps
+
+    def _references(self, thing: Thing) -> tuple[Tensor, Tensor]:
+        if thing not in self._pictures:
+            cameras = CameraSampler(height=64, width=64).sample(self.views, torch.Generator().manual_seed(0))
+            parts = [reference(thing, cameras[i : i + 20])[0] for i in range(0, self.views, 20)]
+            device = self.schedule.alphas_cumprod.device
+            directions = F.normalize(cameras.c2w[:, :3, 3], dim=-1)
+            self._pictures[thing] = self.encode(torch.cat(parts)).to(device), directions.to(device)
+        return self._pictures[thing]

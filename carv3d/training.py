@@ -1,0 +1,155 @@
+"""The training loop: render, ask the teacher, step."""
+
+from __future__ import annotations
+
+from dataclasses import dataclass, field
+
+import torch
+from torch import Tensor
+
+from carv3d import build
+from carv3d.config.schema import Config
+from carv3d.estimator import Estimate
+from carv3d.loss import check_finite
+from carv3d.regularisers import opacity, orientation, sparsity, total_variation
+from carv3d.renderers import Render
+from carv3d.runs import generator_tensors, optimizer_state, optimizer_tensors, restore_generators
+from carv3d.schedules import value
+from carv3d.teachers import Teacher
+from carv3d.timing import Clock
+
+
+@dataclass
+class StepLog:
+    """Figures of one step, still on the device.
+
+    Attributes:
+        step: number of steps done, this one included.
+        figures: scalar tensors by name.
+        found: what the estimator drew.
+    """
+
+    step: int
+    found: Estimate
+    figures: dict[str, Tensor] = field(default_factory=dict)
+
+
+class Trainer:
+    """A run's moving parts. What a step depends on is in `state()`; the same state gives the same next step.
+
+    Attributes:
+        step_count: steps done.
+        scene, renderer, teacher, carv, optimizer: see their rooms.
+        rng: the one source of random draws, on the run's device.
+        clock: where the time goes; set `clock.running` to measure.
+    """
+
+    def __init__(self, config: Config, teacher: Teacher | None = None):
+        """Build everything from the config; a teacher that is already loaded can be passed in."""
+        self.config = config
+        self.device = build.device(config)
+        self.rng = torch.Generator(self.device).manual_seed(config.seed)
+        self.teacher = teacher or build.teacher(config, self.device)
+        self.scene = build.scene(config, self.rng)
+        self.renderer = build.renderer(config, self.device)
+        self.sampler = build.camera_sampler(config)
+        self.carv = build.carv(config, self.teacher)
+        rate = config.optimizer.lr.first
+        groups = self.scene.parameter_groups(rate) + self.renderer.parameter_groups(rate)
+        # A group's own rate is kept as a share of the scheduled one.
+        self._lr_shares = [group["lr"] / rate for group in groups]
+        first, second = config.optimizer.betas
+        self.optimizer = torch.optim.Adam(groups, betas=(first, second), eps=config.optimizer.eps)
+        self.step_count = 0
+        self.clock = Clock()
+
+    def step(self) -> StepLog:
+        """One optimiser step. Waits for the device nowhere but in the renderer's gather of occupied samples."""
+        config, clock = self.config, self.clock
+        fraction = self.step_count / config.training.steps
+        self._set_schedules(fraction)
+        self.renderer.update_occupancy(self.scene, self.step_count, self.rng)
+
+        with clock("render"):
+            cameras = self.sampler.sample(config.guidance.renders, self.rng).to(self.device)
+            normals = value(config.regularisers.orientation, fraction) > 0
+            render = self.renderer(self.scene, cameras, self.rng, normals=normals)
+        with clock("encode"):
+            z = self.teacher.encode(render.rgb, self.rng)
+        with clock("denoise"):
+            condition = self.teacher.condition(config.prompt, cameras, config.negative_prompt)
+            found = self.carv.estimate(z, condition, self.rng)
+        with clock("backward"):
+            loss = (z * found.fbar).sum() / len(cameras) + self._regularise(render, fraction)
+            self.optimizer.zero_grad()
+            loss.backward()
+        with clock("optimiser"):
+            gradients = [p.grad for group in self.optimizer.param_groups for p in group["params"] if p.grad is not None]
+            norm = torch.nn.utils.get_total_norm(gradients)
+            self.optimizer.step()
+            self.step_count += 1
+            self.scene.after_step(self.step_count)
+        log = StepLog(self.step_count, found)
+        log.figures = {
+            "gradient_norm": norm,
+            "effective_sample_size": found.effective_sample_size(),
+            "residual_norm": found.norm.mean(),
+            "opacity": render.opacity.detach().mean(),
+        }
+        return log
+
+    def state(self) -> tuple[dict[str, Tensor], dict[str, Tensor]]:
+        """The scene's tensors, and all else that the next step depends on."""
+        state = {f"renderer.{k}": v for k, v in self.renderer.state_dict().items()}
+        moments, _ = optimizer_tensors(self.optimizer.state_dict())
+        return dict(self.scene.state_dict()), state | moments | generator_tensors({"train": self.rng})
+
+    def load_state(self, step: int, scene: dict[str, Tensor], state: dict[str, Tensor]) -> None:
+        """Go on after `step` steps, from what `state` gave."""
+        renderer = {k.removeprefix("renderer."): v for k, v in state.items() if k.startswith("renderer.")}
+        self.scene.load_state_dict(scene)
+        self.renderer.load_state_dict(renderer)
+        # The groups come from the config: their rates are set anew each step.
+        groups = self.optimizer.state_dict()["param_groups"]
+        self.optimizer.load_state_dict(optimizer_state(state, groups))
+        restore_generators(state, {"train": self.rng})
+        self.step_count = step
+
+    def _set_schedules(self, fraction: float) -> None:
+        guidance = self.config.guidance
+        t_range = (value(guidance.t_min, fraction), value(guidance.t_max, fraction))
+        if t_range != self.carv.t_range:
+            self.carv.t_range = t_range
+        rate = value(self.config.optimizer.lr, fraction)
+        for group, share in zip(self.optimizer.param_groups, self._lr_shares, strict=True):
+            group["lr"] = rate * share
+
+    def _regularise(self, render: Render, fraction: float) -> Tensor:
+        weights = self.config.regularisers
+        total = render.rgb.new_zeros(())
+        if (w := value(weights.sparsity, fraction)) > 0:
+            total = total + w * sparsity(render)
+        if (w := value(weights.opacity, fraction)) > 0:
+            total = total + w * opacity(render)
+        if (w := value(weights.orientation, fraction)) > 0:
+            total = total + w * orientation(render)
+        if (w := value(weights.total_variation, fraction)) > 0:
+            total = total + w * total_variation(self.scene)
+        return total
+
+
+def check_logs(logs: list[StepLog]) -> list[dict[str, float]]:
+    """Fetch the figures of some steps from the device in one transfer.
+
+    Raises:
+        FloatingPointError: a residual was not finite; names the step and the timesteps.
+    """
+    stacked = torch.stack([torch.stack([f.float() for f in log.figures.values()]) for log in logs]).tolist()
+    for log, row in zip(logs, stacked, strict=True):
+        if not all(abs(x) < float("inf") for x in row):
+            try:
+                check_finite(log.found)
+            except FloatingPointError as error:
+                raise FloatingPointError(f"step {log.step}: {error}") from None
+            raise FloatingPointError(f"step {log.step}: the gradient is not finite, though the residuals are")
+    return [dict(zip(log.figures, row, strict=True)) for log, row in zip(logs, stacked, strict=True)]

@@ -1,0 +1,61 @@
+"""Packaging. Tools' settings are in pyproject.toml, versions known to work in constraints.txt."""
+
+from pathlib import Path
+
+from setuptools import find_packages, setup
+
+README = Path(__file__).parent / "README.md"
+
+setup(
+    name="carv3d",
+    version="0.1.0",
+    description="Text-to-3D by score distillation with fewer, better gradients: render once, resample often",
+    long_description=README.read_text(encoding="utf-8") if README.is_file() else "",
+    long_description_content_type="text/markdown",
+    author="the carv3d authors",
+    license="Apache-2.0",
+    license_files=["LICENSE"],
+    classifiers=[
+        "Environment :: Console",
+        "Operating System :: MacOS",
+        "Operating System :: POSIX :: Linux",
+        "Programming Language :: Python :: 3",
+        "Topic :: Multimedia :: Graphics :: 3D Modeling",
+    ],
+    python_requires=">=3.10",
+    # The configs lie at the top of the repository, where they are found and edited; a wheel has them inside.
+    packages=[*find_packages(include=["carv3d", "carv3d.*"]), "carv3d.configs"],
+    package_dir={"carv3d.configs": "configs"},
+    package_data={
+        "carv3d": ["py.typed"],
+        "carv3d.configs": ["*.yaml", "*/*.yaml"],
+        "carv3d.teachers": ["builtin/**"],
+    },
+    install_requires=[
+        "diffusers>=0.36",
+        "fast-simplification>=0.1.7",
+        "imageio>=2.34",
+        "imageio-ffmpeg>=0.5",
+        "nerfacc>=0.5.3",
+        "numpy>=1.26",
+        "omegaconf>=2.4",  # its dataclasses may have Literal fields
+        "pillow>=10",
+        "pyyaml>=6",
+        "rich>=13",
+        "safetensors>=0.4.3",
+        "scikit-image>=0.22",
+        "scipy>=1.11",
+        "tensorboard>=2.16",
+        "tokenizers>=0.19",
+        "torch>=2.6",
+        "transformers>=5",
+        "trimesh>=4",
+        "typer>=0.12",
+        "xatlas>=0.0.9",
+    ],
+    extras_require={
+        "test": ["hypothesis>=6", "pytest>=8"],
+        "dev": ["mypy>=1.11", "ruff>=0.6"],
+    },
+    entry_points={"console_scripts": ["carv3d = carv3d.cli:main"]},
+)

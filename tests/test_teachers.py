@@ -1,0 +1,273 @@
+"""Teachers: schedule, encoding, guidance, camera, and what they say when they cannot be loaded."""
+
+from __future__ import annotations
+
+import json
+import shutil
+from pathlib import Path
+
+import pytest
+import torch
+from diffusers import AutoencoderKL, DDIMScheduler, DDPMScheduler, StableDiffusionPipeline, UNet2DConditionModel
+from transformers import CLIPTextConfig, CLIPTextModel, CLIPTokenizer
+
+from carv3d.cameras import Cameras
+from carv3d.errors import UserError
+from carv3d.prompts import ViewPrompts
+from carv3d.shapes import Thing, reference
+from carv3d.teachers import DiffusersTeacher, ExactTeacher, NoiseSchedule
+from carv3d.teachers.camera_conditioning import camera_vector
+from carv3d.teachers.diffusers_pipeline import BUILTIN
+
+
+def make_pipeline(folder: Path, *, camera: bool, prediction: str = "epsilon") -> Path:
+    """A pipeline of Stable Diffusion's classes with random weights, a few thousand of them."""
+    torch.manual_seed(0)
+    channels = (8, 16)
+    vae = AutoencoderKL(
+        down_block_types=("DownEncoderBlock2D",) * 2,
+        up_block_types=("UpDecoderBlock2D",) * 2,
+        block_out_channels=channels,
+        norm_num_groups=4,
+        scaling_factor=0.5,
+        sample_size=16,
+    )
+    embedding = {"class_embed_type": "projection", "projection_class_embeddings_input_dim": 4} if camera else {}
+    unet = UNet2DConditionModel(
+        sample_size=8,
+        block_out_channels=channels,
+        layers_per_block=1,
+        down_block_types=("DownBlock2D", "CrossAttnDownBlock2D"),
+        up_block_types=("CrossAttnUpBlock2D", "UpBlock2D"),
+        cross_attention_dim=8,
+        attention_head_dim=2,
+        norm_num_groups=4,
+        **embedding,
+    )
+    tokenizer = CLIPTokenizer(
+        vocab={"<|startoftext|>": 0, "<|endoftext|>": 1, "a</w>": 2, "view</w>": 3, "front</w>": 4, ",</w>": 5},
+        merges=[],
+        model_max_length=8,
+    )
+    text = CLIPTextModel(
+        CLIPTextConfig(
+            vocab_size=8,
+            hidden_size=8,
+            intermediate_size=16,
+            num_hidden_layers=1,
+            num_attention_heads=2,
+            max_position_embeddings=8,
+            bos_token_id=0,
+            eos_token_id=1,
+        )
+    )
+    scheduler = DDIMScheduler(
+        beta_start=0.00085, beta_end=0.012, beta_schedule="scaled_linear", prediction_type=prediction,
+        clip_sample=False, steps_offset=1)
+    StableDiffusionPipeline(
+        vae=vae,
+        text_encoder=text,
+        tokenizer=tokenizer,
+        unet=unet,
+        scheduler=scheduler,
+        safety_checker=None,
+        feature_extractor=None,
+        requires_safety_checker=False,
+    ).save_pretrained(folder)
+    return folder
+
+
+@pytest.fixture(scope="module")
+def pipeline(tmp_path_factory: pytest.TempPathFactory) -> Path:
+    return make_pipeline(tmp_path_factory.mktemp("teacher") / "epsilon", camera=False)
+
+
+@pytest.fixture(scope="module")
+def camera_pipeline(tmp_path_factory: pytest.TempPathFactory) -> Path:
+    return make_pipeline(tmp_path_factory.mktemp("teacher") / "v", camera=True, prediction="v_prediction")
+
+
+@pytest.fixture
+def cameras() -> Cameras:
+    return Cameras.look_at_origin(torch.tensor([0.0, 90.0, 180.0, 10.0]), torch.tensor([0.0, 0.0, 0.0, 75.0]))
+
+
+def draws(teacher: DiffusersTeacher, count: int) -> tuple[torch.Tensor, torch.Tensor, torch.Tensor]:
+    g = torch.Generator().manual_seed(0)
+    z = torch.randn(count, 4, 8, 8, generator=g)
+    return z, torch.tensor([20, 300, 700, 980])[:count], torch.randn(z.shape, generator=g)
+
+
+def test_schedule_agrees_with_diffusers_and_is_double() -> None:
+    """The same betas; theirs is float32."""
+    ours = NoiseSchedule.of_betas("scaled_linear", 0.00085, 0.012, 1000).alphas_cumprod
+    theirs = DDPMScheduler(beta_start=0.00085, beta_end=0.012, beta_schedule="scaled_linear").alphas_cumprod
+    assert ours.dtype == torch.float64
+    torch.testing.assert_close(ours.float(), theirs, rtol=2e-5, atol=0)
+
+
+def test_velocity_and_epsilon_residuals_agree_with_diffusers(
+    pipeline: Path, camera_pipeline: Path, cameras: Cameras
+) -> None:
+    """The network's raw output, turned into x0 by diffusers' DDIMScheduler and back into eps by definition."""
+    for folder in (pipeline, camera_pipeline):
+        teacher = DiffusersTeacher(folder)
+        z, t, eps = draws(teacher, 4)
+        condition = teacher.condition("a", cameras)
+        found = teacher.residual(z, t, eps, condition, 1.0)
+        scheduler = DDIMScheduler.from_pretrained(folder, subfolder="scheduler")
+        scheduler.set_timesteps(1000)
+        z_t = scheduler.add_noise(z, eps, t)
+        with torch.no_grad():
+            output = teacher.unet(z_t, t, condition.text, class_labels=condition.camera).sample
+        for i in range(4):
+            clean = scheduler.step(output[i : i + 1], int(t[i]), z_t[i : i + 1]).pred_original_sample
+            a = scheduler.alphas_cumprod[t[i]]
+            expected = (z_t[i] - a.sqrt() * clean[0]) / (1 - a).sqrt() - eps[i]
+            torch.testing.assert_close(found[i], expected, rtol=1e-3, atol=2e-3)
+
+
+def test_guidance_is_uncond_plus_scale_times_difference(camera_pipeline: Path, cameras: Cameras) -> None:
+    """s = 1 is the conditional model, s = 0 the unconditional one, and s = 5 lies on their line."""
+    teacher = DiffusersTeacher(camera_pipeline)
+    z, t, eps = draws(teacher, 4)
+    condition = teacher.condition("a", cameras)
+    uncond, cond, five = (teacher.residual(z, t, eps, condition, s) for s in (0.0, 1.0, 5.0))
+    assert not torch.allclose(uncond, cond)
+    torch.testing.assert_close(five, uncond + 5 * (cond - uncond), rtol=1e-3, atol=1e-4)
+    almost = teacher.residual(z, t, eps, condition, 1 + 1e-6)
+    torch.testing.assert_close(almost, cond, rtol=1e-3, atol=1e-4)
+
+
+def test_rows_do_not_mix(camera_pipeline: Path, cameras: Cameras) -> None:
+    """The residual of a row in a batch is that of the row alone, under guidance too."""
+    teacher = DiffusersTeacher(camera_pipeline)
+    z, t, eps = draws(teacher, 4)
+    condition = teacher.condition("a", cameras)
+    together = teacher.residual(z, t, eps, condition, 3.0)
+    for i in range(4):
+        row = torch.tensor([i])
+        alone = teacher.residual(z[row], t[row], eps[row], condition[row], 3.0)
+        torch.testing.assert_close(alone[0], together[i], rtol=1e-4, atol=1e-5)
+
+
+def test_view_words_follow_the_camera(cameras: Cameras) -> None:
+    """Front, side, back, overhead; the same a turn further."""
+    views = ViewPrompts()
+    assert views.index(cameras.azimuth, cameras.elevation).tolist() == [0, 1, 2, 3]
+    assert views.index(cameras.azimuth + 360, cameras.elevation).tolist() == [0, 1, 2, 3]
+
+
+def test_text_embeddings_are_computed_once(pipeline: Path, cameras: Cameras, monkeypatch: pytest.MonkeyPatch) -> None:
+    """Every step asks for a condition; the text encoder must not run in it."""
+    teacher = DiffusersTeacher(pipeline)
+    first = teacher.condition("a", cameras)
+    monkeypatch.setattr(teacher.text_encoder, "forward", lambda *_: pytest.fail("encoded again"))
+    torch.testing.assert_close(teacher.condition("a", cameras).text, first.text)
+
+
+def test_encode_is_differentiable_scaled_and_resizes(pipeline: Path) -> None:
+    """32 pixel renders reach the 16 pixel teacher; posterior mode, times the scaling factor."""
+    teacher = DiffusersTeacher(pipeline)
+    assert teacher.image_size == 16
+    rgb = torch.rand(2, 3, 32, 32, generator=torch.Generator().manual_seed(0)).requires_grad_()
+    z = teacher.encode(rgb)
+    z.sum().backward()
+    assert z.shape == (2, 4, 8, 8) and rgb.grad is not None and rgb.grad.abs().sum() > 0
+    small = torch.rand(1, 3, 16, 16)
+    mean = teacher.vae.encode(small * 2 - 1).latent_dist.mean
+    torch.testing.assert_close(teacher.encode(small), mean * 0.5)
+    sampling = DiffusersTeacher(pipeline, posterior="sample")
+    one, two = (sampling.encode(small, torch.Generator().manual_seed(s)) for s in (0, 1))
+    assert not torch.allclose(one, two)
+
+
+def test_camera_is_told_only_to_networks_that_take_it(
+    pipeline: Path, camera_pipeline: Path, cameras: Cameras
+) -> None:
+    """auto finds out; none hides it; vector where it is impossible is an error."""
+    assert DiffusersTeacher(pipeline).condition("a", cameras).camera is None
+    told = DiffusersTeacher(camera_pipeline)
+    assert told.takes_camera
+    torch.testing.assert_close(
+        told.condition("a", cameras).camera, camera_vector(cameras.azimuth, cameras.elevation)
+    )
+    hidden = DiffusersTeacher(camera_pipeline, camera="none").condition("a", cameras).camera
+    assert hidden is not None and not hidden.any()
+    with pytest.raises(UserError, match=r"teacher\.camera=none"):
+        DiffusersTeacher(pipeline, camera="vector")
+
+
+def test_half_precision_teacher_gives_nearly_the_same(pipeline: Path, cameras: Cameras) -> None:
+    """bfloat16 networks, float32 residuals."""
+    full, half = DiffusersTeacher(pipeline), DiffusersTeacher(pipeline, dtype=torch.bfloat16)
+    z, t, eps = draws(full, 4)
+    one = full.residual(z, t, eps, full.condition("a", cameras), 3.0)
+    two = half.residual(z, t, eps, half.condition("a", cameras), 3.0)
+    assert two.dtype == torch.float32
+    assert torch.cosine_similarity(one.flatten(), two.flatten(), 0) > 0.995
+
+
+@pytest.mark.parametrize(
+    "spoil, message",
+    [
+        (lambda f: shutil.rmtree(f), "no teacher at"),
+        (lambda f: [shutil.rmtree(p) if p.is_dir() else p.unlink() for p in f.iterdir()], "model_index.json is missing"),
+        (lambda f: next((f / "unet").glob("*.safetensors")).unlink(), "unet holds no .safetensors"),
+        (lambda f: next((f / "vae").glob("*.safetensors")).write_bytes(b"nonsense"), "cannot be read"),
+        (lambda f: next((f / "text_encoder").glob("*.safetensors")).write_bytes(b""), "cannot be read"),
+    ],
+)
+def test_weights_that_cannot_be_loaded_are_one_line(pipeline: Path, tmp_path: Path, spoil, message: str) -> None:  # type: ignore[no-untyped-def]
+    """Missing, foreign, partial and corrupt folders: what is wrong and what to do."""
+    folder = tmp_path / "teacher"
+    shutil.copytree(pipeline, folder)
+    spoil(folder)
+    with pytest.raises(UserError, match=message) as caught:
+        DiffusersTeacher(folder)
+    assert "\n" not in str(caught.value)
+
+
+def test_unknown_prediction_type_is_refused(pipeline: Path, tmp_path: Path) -> None:
+    folder = tmp_path / "teacher"
+    shutil.copytree(pipeline, folder)
+    path = folder / "scheduler" / "scheduler_config.json"
+    path.write_text(json.dumps(json.loads(path.read_text()) | {"prediction_type": "sample"}))
+    with pytest.raises(UserError, match="prediction type 'sample' is not supported"):
+        DiffusersTeacher(folder)
+
+
+def test_exact_teacher_pulls_towards_the_true_picture() -> None:
+    """At little noise its denoised picture is the nearest reference, whatever the residual's eps."""
+    teacher = ExactTeacher(views=40, neighbours=8)
+    thing = Thing("cone", "red")
+    cameras = Cameras.look_at_origin(torch.tensor([0.0]), torch.tensor([10.0]))
+    condition = teacher.condition(thing.caption, cameras)
+    z, t = condition.points[:, 3], torch.tensor([5])
+    eps = torch.randn(z.shape, generator=torch.Generator().manual_seed(0))
+    residual = teacher.residual(z, t, eps, condition, 1.0)
+    assert residual.abs().max() < 1e-3
+    truth = teacher.encode(reference(thing, cameras)[0])
+    assert (condition.points - truth[:, None]).square().mean((0, 2, 3, 4)).min() < 0.05
+
+
+needs_builtin = pytest.mark.skipif(not (BUILTIN / "unet").exists(), reason="the built-in weights are not trained yet")
+
+
+@needs_builtin
+def test_builtin_teacher_knows_its_words() -> None:
+    """Words of the world pass in any order; others are named, with the nearest known one."""
+    teacher = DiffusersTeacher()
+    cameras = Cameras.look_at_origin(torch.tensor([0.0]), torch.tensor([10.0]))
+    teacher.condition("the red chair", cameras)
+    with pytest.raises(UserError, match=r"'chiar'.*did you mean 'chair'.*--force"):
+        teacher.condition("a red chiar", cameras)
+    DiffusersTeacher(force=True).condition("a red chiar", cameras)
+
+
+@needs_builtin
+def test_builtin_weights_ship_small_and_as_safetensors() -> None:
+    """Under 25 MB, no pickles."""
+    files = [f for f in BUILTIN.rglob("*") if f.is_file()]
+    assert sum(f.stat().st_size for f in files) < 25e6
+    assert not [f for f in files if f.suffix in (".bin", ".pt", ".pth", ".ckpt")]
