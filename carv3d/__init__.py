@@ -1,9 +1,9 @@
 """carv3d: text-to-3D training with compute-aware variance reduction.
 
-    from carv3d import Carv
-    carv = Carv(teacher, resamples=8)
-    loss, estimate = carv(latents, condition)
-    loss.backward()
+from carv3d import Carv
+carv = Carv(teacher, resamples=8)
+loss, estimate = carv(latents, condition)
+loss.backward()
 """
 
 from __future__ import annotations

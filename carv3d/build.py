@@ -34,9 +34,13 @@ def device(config: schema.Config) -> torch.device:
     except RuntimeError:
         raise UserError(f"device={config.device!r} is not a device: use auto, cpu, cuda or cuda:N") from None
     if found.type == "cuda" and not torch.cuda.is_available():
-        raise UserError("device=cuda, but torch sees no CUDA device here: use device=cpu, or see `carv3d doctor`")
+        raise UserError(
+            "device=cuda, but torch sees no CUDA device here: use device=cpu, or see `carv3d doctor`"
+        )
     if found.type == "cuda" and (found.index or 0) >= torch.cuda.device_count():
-        raise UserError(f"device={config.device}, but there are only {torch.cuda.device_count()} CUDA devices")
+        raise UserError(
+            f"device={config.device}, but there are only {torch.cuda.device_count()} CUDA devices"
+        )
     return found
 
 
@@ -46,7 +50,9 @@ def teacher(config: schema.Config, device: torch.device) -> Teacher:
     if isinstance(section, schema.ExactTeacher):
         return ExactTeacher(**_fields(section), device=device)
     arguments = _fields(section) | {"dtype": getattr(torch, section.dtype)}
-    return DiffusersTeacher(**arguments, views=ViewPrompts(**asdict(config.views)), force=config.force, device=device)
+    return DiffusersTeacher(
+        **arguments, views=ViewPrompts(**asdict(config.views)), force=config.force, device=device
+    )
 
 
 def scene(config: schema.Config, rng: torch.Generator) -> Scene:

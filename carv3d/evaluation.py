@@ -24,9 +24,7 @@ _ELEVATIONS = [0.0, 0.0, 0.0, 0.0, 20.0, 20.0, 20.0, 20.0, 45.0, 45.0, 70.0, 70.
 
 def held_out_cameras(size: int = 64) -> Cameras:
     """The twelve cameras that objects are judged from."""
-    return Cameras.look_at_origin(
-        torch.tensor(_AZIMUTHS), torch.tensor(_ELEVATIONS), height=size, width=size
-    )
+    return Cameras.look_at_origin(torch.tensor(_AZIMUTHS), torch.tensor(_ELEVATIONS), height=size, width=size)
 
 
 @dataclass(frozen=True)
@@ -81,7 +79,9 @@ def evaluate_run(run: Run) -> dict[str, Any]:
     try:
         thing = parse(run.config.prompt)
     except UserError as error:
-        raise UserError(f"only objects of the built-in world have a true form to compare with: {error}") from None
+        raise UserError(
+            f"only objects of the built-in world have a true form to compare with: {error}"
+        ) from None
     trained = load_trained(run)
     judge = Judge()
     rgb, opacity, _ = render_views(trained.scene, trained.renderer, judge.cameras)
@@ -102,6 +102,10 @@ def evaluate_run(run: Run) -> dict[str, Any]:
         if path.suffix in (".glb", ".obj", ".ply"):
             drawn = render_mesh(load(path), judge.cameras, supersample=2)
             mesh = judge.score(thing, drawn.rgb, drawn.opacity)
-            figures |= {"mesh_psnr": mesh.psnr, "mesh_iou": mesh.iou, "mesh_retrieval_rank": mesh.retrieval_rank}
+            figures |= {
+                "mesh_psnr": mesh.psnr,
+                "mesh_iou": mesh.iou,
+                "mesh_retrieval_rank": mesh.retrieval_rank,
+            }
             break
     return figures

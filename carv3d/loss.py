@@ -1,8 +1,8 @@
 """The estimator as a loss, for any training loop.
 
-    carv = Carv(teacher, resamples=8)
-    loss, estimate = carv(latents, condition)
-    loss.backward()
+carv = Carv(teacher, resamples=8)
+loss, estimate = carv(latents, condition)
+loss.backward()
 """
 
 from __future__ import annotations

@@ -23,7 +23,12 @@ _RAYS = 2**16  # a call's memory: rays x samples x channels, forward only
 
 @torch.no_grad()
 def render_views(
-    scene: Scene, renderer: VolumeRenderer, cameras: Cameras, *, normals: bool = False, progress: Progress | None = None
+    scene: Scene,
+    renderer: VolumeRenderer,
+    cameras: Cameras,
+    *,
+    normals: bool = False,
+    progress: Progress | None = None,
 ) -> tuple[Tensor, Tensor, Tensor | None]:
     """rgb (R, 3, H, W), opacity (R, 1, H, W) and, if asked for, normals as colours (R, 3, H, W), on the CPU."""
     device = next(scene.parameters()).device
@@ -47,7 +52,9 @@ def write_preview(scene: Scene, renderer: VolumeRenderer, sampler: CameraSampler
     write_png(sheet(F.interpolate(rgb, scale_factor=2, mode="bilinear"), 4), path)
 
 
-def write_contact_sheet(scene: Scene, renderer: VolumeRenderer, sampler: CameraSampler, path: Path, size: int = 160) -> None:
+def write_contact_sheet(
+    scene: Scene, renderer: VolumeRenderer, sampler: CameraSampler, path: Path, size: int = 160
+) -> None:
     """Eight views around and above: colour in the first row, normals in the second."""
     around, above = (
         orbit(count, elevation, **_frame(sampler, size)) for count, elevation in ((6, 15.0), (2, 55.0))

@@ -126,7 +126,11 @@ def strata(renders: int, resamples: int, kind: StrataKind, rng: torch.Generator)
 
 
 def noise(
-    renders: int, resamples: int, shape: torch.Size | tuple[int, ...], rng: torch.Generator, dtype: torch.dtype
+    renders: int,
+    resamples: int,
+    shape: torch.Size | tuple[int, ...],
+    rng: torch.Generator,
+    dtype: torch.dtype,
 ) -> Tensor:
     """eps (R, K, *shape), independent N(0, I), on the generator's device."""
     return torch.randn((renders, resamples, *shape), generator=rng, device=rng.device, dtype=dtype)

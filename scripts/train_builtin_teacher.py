@@ -23,17 +23,19 @@ from typing import Any
 import torch
 import torch.nn.functional as F
 from diffusers import AutoencoderKL, DDIMScheduler, StableDiffusionPipeline, UNet2DConditionModel
-from PIL import Image
 from safetensors.torch import load_file, save_file
 from tokenizers import Tokenizer, models, pre_tokenizers, trainers
 from torch import Tensor
 from torch.optim.swa_utils import AveragedModel, get_ema_multi_avg_fn
 from transformers import CLIPTextConfig, CLIPTextModel, CLIPTokenizer
 
-from carv3d.cameras import CameraSampler
+from carv3d.cameras import Cameras, CameraSampler
+from carv3d.images import sheet, write_png
 from carv3d.prompts import VIEWS, ViewPrompts
 from carv3d.shapes import COLOURS, SHAPES, Thing, colourise, palette, shade_maps
+from carv3d.teachers import DiffusersTeacher
 from carv3d.teachers.camera_conditioning import camera_vector
+from carv3d.teachers.ddim import ddim_sample
 
 SIZE, LATENT_CHANNELS, TEXT_LENGTH = 64, 8, 16
 VIEWS_PER_SHAPE = 400
@@ -54,13 +56,6 @@ def log(work: Path, **record: Any) -> None:
     print(line, flush=True)
     with (work / "log.jsonl").open("a") as file:
         file.write(line + "\n")
-
-
-def save_grid(images: Tensor, columns: int, path: Path) -> None:
-    """(N, 3, H, W) images in [0, 1] as one PNG, row by row."""
-    rows = images.clamp(0, 1).mul(255).round().byte().split(columns)
-    picture = torch.cat([torch.cat(list(row), 2) for row in rows], 1)
-    Image.fromarray(picture.permute(1, 2, 0).numpy()).save(path)
 
 
 class Trainer:
@@ -213,7 +208,9 @@ def train_autoencoder(work: Path, steps: int) -> None:
         x = autoencoder_batch(data, 8, trainer.generator)
         with torch.autocast("cpu", torch.bfloat16):
             posterior = vae.encode(x).latent_dist
-            z = posterior.mean + posterior.std * torch.randn(posterior.mean.shape, generator=trainer.generator)
+            z = posterior.mean + posterior.std * torch.randn(
+                posterior.mean.shape, generator=trainer.generator
+            )
             y = vae.decode(z).sample
         y = y.float()
         edges = sum((a - b).abs().mean() for a, b in zip(gradients(x), gradients(y), strict=True))
@@ -235,7 +232,7 @@ def train_autoencoder(work: Path, steps: int) -> None:
         y = torch.cat([vae.decode(vae.encode(part).latent_dist.mode()).sample for part in x.split(32)])
     psnr = (-10 * ((y - x) / 2).square().mean((1, 2, 3)).log10()).mean().item()
     log(work, stage="autoencoder", psnr=psnr, latent_std=latents.std((0, 2, 3)).tolist())
-    save_grid(torch.cat([x[:20], y[:20]]) * 0.5 + 0.5, 20, work / "autoencoder.png")
+    write_png(sheet(torch.cat([x[:20], y[:20]]) * 0.5 + 0.5, 20), work / "autoencoder.png")
     vae.save_pretrained(work / "vae")
 
 
@@ -252,7 +249,9 @@ def clean_views(data: dict[str, Tensor], count: int, g: torch.Generator) -> Tens
 
 def make_tokenizer() -> CLIPTokenizer:
     """A byte-pair vocabulary in which every word of the captions is one token, and letters spell the rest."""
-    words = {w for thing in SHAPES for w in Thing(thing, "red").caption.split()} | set(COLOURS) | {"an", "the"}
+    words = (
+        {w for thing in SHAPES for w in Thing(thing, "red").caption.split()} | set(COLOURS) | {"an", "the"}
+    )
     words |= {w for view in VIEWS for w in view.split()} | {","}
     letters = [chr(c) for c in range(ord("a"), ord("z") + 1)]
     special = ["<|startoftext|>", "<|endoftext|>"]
@@ -353,7 +352,11 @@ class Captions:
 
     def __init__(self, tokenizer: CLIPTokenizer):
         def ids(texts: list[str]) -> Tensor:
-            kwargs: dict[str, Any] = {"padding": "max_length", "max_length": TEXT_LENGTH, "return_tensors": "pt"}
+            kwargs: dict[str, Any] = {
+                "padding": "max_length",
+                "max_length": TEXT_LENGTH,
+                "return_tensors": "pt",
+            }
             return tokenizer(texts, **kwargs).input_ids
 
         endings = [*(f", {view}" for view in VIEWS), ""]
@@ -412,13 +415,14 @@ def train_unet(work: Path, steps: int) -> None:
         if trainer.step % 500 == 0 or trainer.step == steps:
             trainer.save()
             save_pipeline(work, ema.module, vae, tokenizer)
+            save_samples(work)
 
 
 # ------------------------------------------------------------------------------------------ pipeline
 
 
 def save_pipeline(work: Path, model: torch.nn.Module, vae: AutoencoderKL, tokenizer: CLIPTokenizer) -> None:
-    """The whole teacher as a diffusers folder in half precision, and a grid of its samples."""
+    """The whole teacher as a diffusers folder in half precision."""
     temporary = work / "pipeline.tmp"
     shutil.rmtree(temporary, ignore_errors=True)
     pipeline = StableDiffusionPipeline(
@@ -439,15 +443,33 @@ def save_pipeline(work: Path, model: torch.nn.Module, vae: AutoencoderKL, tokeni
     os.replace(temporary, work / "pipeline")
 
 
+def save_samples(work: Path) -> None:
+    """A grid of what the teacher makes of some captions: four sides and a view from above."""
+    teacher = DiffusersTeacher(work / "pipeline")
+    cameras = Cameras.look_at_origin(
+        torch.tensor([20.0, 110, 200, 290, 30]), torch.tensor([15.0, 15, 15, 15, 60])
+    )
+    rng, rows = torch.Generator().manual_seed(0), []
+    for index, shape in enumerate(SHAPES):
+        condition = teacher.condition(Thing(shape, list(COLOURS)[index % len(COLOURS)]).caption, cameras)
+        size = (len(cameras), LATENT_CHANNELS, SIZE // 4, SIZE // 4)
+        rows.append(teacher.decode(ddim_sample(teacher, condition, size, rng, steps=15)))
+    write_png(sheet(torch.cat(rows), 2 * len(cameras)), work / "samples.png")
+
+
 def main() -> None:
     """Run the stages in order."""
-    parser = argparse.ArgumentParser(description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter)
+    parser = argparse.ArgumentParser(
+        description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter
+    )
     parser.add_argument("--work", type=Path, default=Path("outputs/builtin_teacher"), help="work folder")
     parser.add_argument("--autoencoder-steps", type=int, default=8000)
     parser.add_argument("--unet-steps", type=int, default=10000)
     parser.add_argument("--stop-after", choices=STAGES, default=STAGES[-1])
     parser.add_argument("--threads", type=int, default=1, help="torch threads")
-    parser.add_argument("--install", action="store_true", help="copy the pipeline into the package at the end")
+    parser.add_argument(
+        "--install", action="store_true", help="copy the pipeline into the package at the end"
+    )
     options = parser.parse_args()
     work: Path = options.work
     work.mkdir(parents=True, exist_ok=True)

@@ -85,7 +85,7 @@ class TestRender:
 
     def test_triangles_that_pass_under_the_camera_are_left_out(self) -> None:
         floor = quad(0.0, (1.0, 0.0, 0.0), 9.0)
-        floor = replace(floor, vertices=np.roll(floor.vertices, -1, 1) - np.float32([0, 0, 0.5]))
+        floor = replace(floor, vertices=np.roll(floor.vertices, -1, 1) - np.array([0, 0, 0.5], np.float32))
         assert render_mesh(floor, orbit(1, 0.0)).opacity.sum() == 0
 
     def test_supersampling_softens_edges_and_keeps_the_area(self) -> None:

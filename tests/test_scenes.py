@@ -133,6 +133,28 @@ def test_hash_grid_is_continuous_across_cells() -> None:
             assert step < 5e-3
 
 
+def test_hash_grid_dense_level_interpolates_its_corners() -> None:
+    """A dense level is a plain grid: corners holding their own coordinates give them back, faces included."""
+    scene = HashGrid(
+        levels=1, features=3, log2_table=7, base_resolution=4, finest_resolution=4, generator=seeded()
+    )
+    axis = torch.linspace(-1, 1, 5)
+    with torch.no_grad():
+        scene.table.copy_(torch.cartesian_prod(axis, axis, axis))
+    points = torch.cat([uniform(100, 1.0), torch.cartesian_prod(axis, axis, axis)])
+    torch.testing.assert_close(scene.encode(points), points, atol=1e-5, rtol=0)
+
+
+def test_hash_spreads_corners_over_the_whole_table() -> None:
+    """A good hash of 35,937 corners uses 89 % of 16,384 entries, this one 75 %, one without z 7 %."""
+    scene = HashGrid(levels=1, log2_table=14, base_resolution=32, finest_resolution=32, generator=seeded())
+    axis = torch.linspace(-1, 1, 33)
+    scene.encode(torch.cartesian_prod(axis, axis, axis)).sum().backward()
+    assert scene.table.grad is not None
+    used = (scene.table.grad[:, 0] > 0.5).double().mean().item()
+    assert used > 0.6
+
+
 def test_hash_grid_fine_levels_collide_and_coarse_do_not() -> None:
     """Coarse levels own an entry for every corner; the table stays within its budget."""
     scene = HashGrid(

@@ -8,7 +8,13 @@ from pathlib import Path
 
 import pytest
 import torch
-from diffusers import AutoencoderKL, DDIMScheduler, DDPMScheduler, StableDiffusionPipeline, UNet2DConditionModel
+from diffusers import (
+    AutoencoderKL,
+    DDIMScheduler,
+    DDPMScheduler,
+    StableDiffusionPipeline,
+    UNet2DConditionModel,
+)
 from transformers import CLIPTextConfig, CLIPTextModel, CLIPTokenizer
 
 from carv3d.cameras import Cameras
@@ -32,7 +38,9 @@ def make_pipeline(folder: Path, *, camera: bool, prediction: str = "epsilon") ->
         scaling_factor=0.5,
         sample_size=16,
     )
-    embedding = {"class_embed_type": "projection", "projection_class_embeddings_input_dim": 4} if camera else {}
+    embedding = (
+        {"class_embed_type": "projection", "projection_class_embeddings_input_dim": 4} if camera else {}
+    )
     unet = UNet2DConditionModel(
         sample_size=8,
         block_out_channels=channels,
@@ -45,7 +53,14 @@ def make_pipeline(folder: Path, *, camera: bool, prediction: str = "epsilon") ->
         **embedding,
     )
     tokenizer = CLIPTokenizer(
-        vocab={"<|startoftext|>": 0, "<|endoftext|>": 1, "a</w>": 2, "view</w>": 3, "front</w>": 4, ",</w>": 5},
+        vocab={
+            "<|startoftext|>": 0,
+            "<|endoftext|>": 1,
+            "a</w>": 2,
+            "view</w>": 3,
+            "front</w>": 4,
+            ",</w>": 5,
+        },
         merges=[],
         model_max_length=8,
     )
@@ -62,8 +77,13 @@ def make_pipeline(folder: Path, *, camera: bool, prediction: str = "epsilon") ->
         )
     )
     scheduler = DDIMScheduler(
-        beta_start=0.00085, beta_end=0.012, beta_schedule="scaled_linear", prediction_type=prediction,
-        clip_sample=False, steps_offset=1)
+        beta_start=0.00085,
+        beta_end=0.012,
+        beta_schedule="scaled_linear",
+        prediction_type=prediction,
+        clip_sample=False,
+        steps_offset=1,
+    )
     StableDiffusionPipeline(
         vae=vae,
         text_encoder=text,
@@ -158,7 +178,9 @@ def test_view_words_follow_the_camera(cameras: Cameras) -> None:
     assert views.index(cameras.azimuth + 360, cameras.elevation).tolist() == [0, 1, 2, 3]
 
 
-def test_text_embeddings_are_computed_once(pipeline: Path, cameras: Cameras, monkeypatch: pytest.MonkeyPatch) -> None:
+def test_text_embeddings_are_computed_once(
+    pipeline: Path, cameras: Cameras, monkeypatch: pytest.MonkeyPatch
+) -> None:
     """Every step asks for a condition; the text encoder must not run in it."""
     teacher = DiffusersTeacher(pipeline)
     first = teacher.condition("a", cameras)
@@ -212,13 +234,18 @@ def test_half_precision_teacher_gives_nearly_the_same(pipeline: Path, cameras: C
     "spoil, message",
     [
         (lambda f: shutil.rmtree(f), "no teacher at"),
-        (lambda f: [shutil.rmtree(p) if p.is_dir() else p.unlink() for p in f.iterdir()], "model_index.json is missing"),
+        (
+            lambda f: [shutil.rmtree(p) if p.is_dir() else p.unlink() for p in f.iterdir()],
+            "model_index.json is missing",
+        ),
         (lambda f: next((f / "unet").glob("*.safetensors")).unlink(), "unet holds no .safetensors"),
         (lambda f: next((f / "vae").glob("*.safetensors")).write_bytes(b"nonsense"), "cannot be read"),
         (lambda f: next((f / "text_encoder").glob("*.safetensors")).write_bytes(b""), "cannot be read"),
     ],
 )
-def test_weights_that_cannot_be_loaded_are_one_line(pipeline: Path, tmp_path: Path, spoil, message: str) -> None:  # type: ignore[no-untyped-def]
+def test_weights_that_cannot_be_loaded_are_one_line(
+    pipeline: Path, tmp_path: Path, spoil, message: str
+) -> None:  # type: ignore[no-untyped-def]
     """Missing, foreign, partial and corrupt folders: what is wrong and what to do."""
     folder = tmp_path / "teacher"
     shutil.copytree(pipeline, folder)
@@ -251,7 +278,9 @@ def test_exact_teacher_pulls_towards_the_true_picture() -> None:
     assert (condition.points - truth[:, None]).square().mean((0, 2, 3, 4)).min() < 0.05
 
 
-needs_builtin = pytest.mark.skipif(not (BUILTIN / "unet").exists(), reason="the built-in weights are not trained yet")
+needs_builtin = pytest.mark.skipif(
+    not (BUILTIN / "unet").exists(), reason="the built-in weights are not trained yet"
+)
 
 
 @needs_builtin

@@ -84,6 +84,15 @@ def test_cube_of_constant_density_is_exact(density: float, azimuth: float, eleva
     torch.testing.assert_close(render.opacity.double(), expected, atol=2e-4, rtol=0)
 
 
+def test_samples_are_midpoints_when_not_training() -> None:
+    """The expected depth of a thin fog is the middle of its chord, even with few samples."""
+    cameras = camera()
+    render = VolumeRenderer(samples=5)(Solid(density=1e-3, box=(1.0, 1.0, 1.0)), cameras, training=False)
+    near, far = near_and_far(cameras, 1.0)
+    seen = render.opacity > 5e-4
+    torch.testing.assert_close(render.depth[seen].double(), ((near + far) / 2)[seen], atol=1e-3, rtol=0)
+
+
 @pytest.mark.parametrize("training", [False, True])
 @pytest.mark.parametrize("density", [0.3, 2.0, 50.0])
 def test_opacity_of_a_ball_follows_its_chord(density: float, training: bool) -> None:
@@ -233,10 +242,10 @@ def test_density_that_appears_in_an_empty_cell_is_found_at_the_next_refresh() ->
     assert (stale.rgb - truth.rgb).abs().max() > 0.1
     torch.testing.assert_close(fresh.rgb, truth.rgb, atol=1e-5, rtol=0)
     assert renderer.occupancy is not None
-    before = renderer.occupancy.occupied.sum()
+    before = (renderer.occupancy.maximum > 1).sum()
     for step in range(32, 32 + 40 * 16, 16):
         renderer.update_occupancy(scene, step, generator)
-    assert renderer.occupancy.occupied.sum() < before
+    assert (renderer.occupancy.maximum > 1).sum() < 0.8 * before
 
 
 def test_every_empty_cell_is_opened_at_random_now_and_then() -> None:

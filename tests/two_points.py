@@ -54,9 +54,10 @@ class TwoPointTeacher:
             a2 = self.schedule.alphas_cumprod[t]
             alpha, sigma = a2.sqrt(), (1 - a2).sqrt()
             along = alpha * (flat @ apart) + sigma * apart.norm() * g
-            logit = np.log((1 - self.share) / self.share) + (
-                alpha * along - alpha**2 * (second @ second - first @ first) / 2
-            ) / sigma**2
+            logit = (
+                np.log((1 - self.share) / self.share)
+                + (alpha * along - alpha**2 * (second @ second - first @ first) / 2) / sigma**2
+            )
             share = (mass * torch.sigmoid(logit)).sum()
             total += p[t] * w[t] * (alpha / sigma) * (flat - first - share * apart)
         return total.view_as(z)

@@ -3,42 +3,36 @@
     config = load(find_config("shapes"), ["prompt=a red chair", "guidance.resamples=8"])
     validate(config)
 
-OmegaConf merges and converts; this module checks every key first, so that a mistyped one never goes
-unnoticed. It does not import torch: `carv3d config` and an error in a config come at once.
+The dataclasses of `schema` are all there is: their fields are the keys, their annotations the types. Nothing
+here imports torch: `carv3d config` and an error in a config come at once.
 """
 
 from __future__ import annotations
 
 import difflib
 import os
-import re
 from collections.abc import Iterator, Mapping, Sequence
 from dataclasses import dataclass, fields, is_dataclass
-from functools import cache
 from pathlib import Path
-from typing import Any, Literal, cast, get_args, get_origin, get_type_hints
+from typing import Any, Literal, get_args, get_origin, get_type_hints
 
 import yaml
-from omegaconf import OmegaConf
-from omegaconf.errors import OmegaConfBaseException
 
 from carv3d.config import schema
+from carv3d.config.yaml_loader import line_numbers, parse, problem
 from carv3d.errors import UserError
-
-Kinds = dict[str, str]
-"""The `type` of each section that has kinds, such as {"scene": "voxel_grid"}."""
 
 
 @dataclass(frozen=True)
 class _Layer:
     """Values as they were written, and where, so that an error can point there."""
 
-    values: dict[str, Any]
+    values: Mapping[str, Any]
     name: str
     text: str = ""  # of a YAML file
 
     def where(self, path: str) -> str:
-        line = _lines(self.text).get(path) if self.text else None
+        line = line_numbers(self.text).get(path) if self.text else None
         return f"{self.name}:{line}" if line else self.name
 
 
@@ -49,7 +43,7 @@ def load(
 
     A `Ramp` may be written as one number, which then holds for the whole run; written as a mapping, what it
     leaves out stays as it was, as in any other section. When a later layer changes the `type` of a section,
-    what earlier ones said about it is kept only where the new kind has that key.
+    what earlier ones changed in it is kept where the new kind has that key too.
 
     Args:
         source: a YAML file, or None.
@@ -59,38 +53,21 @@ def load(
     Raises:
         UserError: a file that is missing or no YAML, an unknown key, a value of the wrong type, a bad choice.
     """
-    groups = []
-    if base is not None:
-        groups.append([_Layer(dict(base), "base config")])
-    if source is not None:
-        groups.append([_read(Path(source))])
+    config = schema.Config()
+    layers = [] if base is None else [_Layer(base, "base config")]
+    layers += [] if source is None else [_read(Path(source))]
+    for layer in layers:
+        _choose_kinds(config, layer)
+        _apply(config, layer.values, "", config, layer)
+    # Kinds first, because a key's type decides how an override's text is read.
     parsed = [_split(override) for override in overrides]
-
-    kinds = {name: str(schema.Config().__dict__[name].type) for name in schema.KINDS}
-    checked: list[tuple[dict[str, Any], _Layer]] = []
-    for group in groups:
-        kinds = kinds | _kinds(group)
-        checked += [(_checked(layer, kinds), layer) for layer in group]
-    # An override's key decides how its value is read, and that needs the kinds.
-    kinds = kinds | _kinds([_override(keys, text, None) for keys, text in parsed])
     for keys, text in parsed:
-        layer = _override(keys, text, kinds)
-        checked.append((_checked(layer, kinds), layer))
-
-    merged = OmegaConf.structured(schema.Config(**{name: _kind(name, kinds)() for name in kinds}))
-    for values, layer in checked:
-        values = _fitted(values, kinds)
-        try:
-            merged = OmegaConf.merge(merged, values)
-        except OmegaConfBaseException as error:
-            path = re.sub(r"\[.*", "", error.full_key or "")
-            raise _wrong_value(path, _get(values, path), _hint(path, kinds), layer) from None
-    try:
-        return cast(schema.Config, OmegaConf.to_object(merged))
-    except OmegaConfBaseException as error:
-        # "???" and interpolations are found out only here.
-        reason = str(error.msg or error).splitlines()[0].rstrip(".")
-        raise UserError(f"{error.full_key}: {reason}; give it a plain value") from None
+        if keys[0] in schema.KINDS:
+            _choose_kinds(config, _override(keys, text, config))
+    for keys, text in parsed:
+        layer = _override(keys, text, config)
+        _apply(config, layer.values, "", config, layer)
+    return config
 
 
 def find_config(name: str) -> Path:
@@ -127,7 +104,7 @@ def _read(path: Path) -> _Layer:
     name = os.path.relpath(path) if path.is_absolute() and path.is_relative_to(Path.cwd()) else str(path)
     try:
         text = path.read_text(encoding="utf-8")
-        values = OmegaConf.to_container(OmegaConf.create(text)) if text.strip() else {}
+        values = parse(text)
     except OSError as error:
         raise UserError(f"cannot read config {name}: {(error.strerror or str(error)).lower()}") from None
     except UnicodeDecodeError:
@@ -135,11 +112,10 @@ def _read(path: Path) -> _Layer:
     except yaml.YAMLError as error:
         mark = getattr(error, "problem_mark", None)
         place = f"{name}:{mark.line + 1}" if mark else name
-        problem = getattr(error, "problem", None) or getattr(error, "reason", None) or "cannot be parsed"
-        raise UserError(f"{place}: not valid YAML: {problem}") from None
-    if not isinstance(values, dict):
-        raise UserError(f"{name}: a config is a mapping of keys to values, not a list")
-    return _Layer(cast(dict[str, Any], values), name, text)
+        raise UserError(f"{place}: not valid YAML: {problem(error)}") from None
+    if not isinstance(values, dict | None):
+        raise UserError(f"{name}: a config is a mapping of keys to values, such as 'seed: 1'")
+    return _Layer(values or {}, name, text)
 
 
 def _split(override: str) -> tuple[list[str], str]:
@@ -149,105 +125,114 @@ def _split(override: str) -> tuple[list[str], str]:
     return path.strip().split("."), text
 
 
-def _override(keys: list[str], text: str, kinds: Kinds | None) -> _Layer:
-    name = f"{'.'.join(keys)}={text}"
-    value: Any
-    if kinds and _hint(".".join(keys), kinds) is str and not text.startswith(("'", '"')):
-        value = escape(text)
-    else:
+def _override(keys: list[str], text: str, config: schema.Config) -> _Layer:
+    path = ".".join(keys)
+    value: Any = text
+    # A prompt is text whatever YAML would make of it, unless it is in quotes.
+    if _type_of(path, config) is not str or text.startswith(("'", '"')):
         try:
-            value = OmegaConf.to_container(OmegaConf.from_dotlist([f"value={text}"]))["value"]  # type: ignore[call-overload,index]
+            value = parse(text)
         except yaml.YAMLError as error:
-            if kinds:
-                problem = getattr(error, "problem", None) or "cannot be parsed"
-                raise UserError(f"{name}: the value is not valid YAML: {problem}") from None
-            value = None
+            raise UserError(f"{path}={text}: the value is not valid YAML: {problem(error)}") from None
     for key in reversed(keys):
         value = {key: value}
-    return _Layer(value, name)
+    return _Layer(value, f"{path}={text}")
 
 
-def escape(text: str) -> str:
-    """The text written so that OmegaConf takes `${` in it as it stands."""
-    return re.sub(r"(\\*)\$\{", lambda match: match[1] * 2 + r"\${", text)
+def _choose_kinds(config: schema.Config, layer: _Layer) -> None:
+    """Give the sections the kinds that the layer names, keeping what was changed and both kinds have."""
+    for name, kinds in schema.KINDS.items():
+        section = layer.values.get(name)
+        if not isinstance(section, dict) or "type" not in section:
+            continue
+        kind, old = section["type"], getattr(config, name)
+        if not isinstance(kind, str) or kind not in kinds:
+            raise _wrong_value(f"{name}.type", kind, Literal[tuple(kinds)], layer)
+        if kind != old.type:
+            new, default = kinds[kind](), type(old)()
+            for key in _hints(type(old)).keys() & _hints(type(new)).keys() - {"type"}:
+                if getattr(old, key) != getattr(default, key):
+                    setattr(new, key, getattr(old, key))
+            setattr(config, name, new)
 
 
-def _kinds(group: Sequence[_Layer]) -> Kinds:
-    """The kinds that a group of layers names; the last one counts."""
-    named = {}
-    for layer in group:
-        for name, kinds in schema.KINDS.items():
-            section = layer.values.get(name)
-            if isinstance(section, dict) and "type" in section:
-                if not isinstance(section["type"], str) or section["type"] not in kinds:
-                    raise _wrong_value(f"{name}.type", section["type"], Literal[tuple(kinds)], layer)
-                named[name] = section["type"]
-    return named
+# ------------------------------------------------------------------------------------------- values
 
 
-def _fitted(values: dict[str, Any], kinds: Kinds) -> dict[str, Any]:
-    """Without the keys that only another kind of a section has."""
-    fitted = dict(values)
-    for name in kinds.keys() & values.keys():
-        known = _hints(_kind(name, kinds))
-        fitted[name] = {key: v for key, v in values[name].items() if key in known} | {"type": kinds[name]}
-    return fitted
-
-
-# ---------------------------------------------------------------------------------------------- checks
-
-
-def _checked(layer: _Layer, kinds: Kinds) -> dict[str, Any]:
-    """The layer's values with every key known and every Ramp written as a mapping."""
-    return _checked_section(layer.values, schema.Config, "", layer, kinds)
-
-
-def _checked_section(
-    values: dict[str, Any], of: type, prefix: str, layer: _Layer, kinds: Kinds
-) -> dict[str, Any]:
-    known = _keys(of, kinds)
-    result = {}
+def _apply(
+    section: Any, values: Mapping[str, Any], prefix: str, config: schema.Config, layer: _Layer
+) -> None:
+    """Set the section's fields to a layer's values, each checked."""
+    hints = _hints(type(section))
     for key, value in values.items():
         path = f"{prefix}{key}"
-        if key not in known:
-            raise _unknown_key(path, list(known), layer, kinds)
-        hint = known[key]
-        if hint is schema.Ramp and isinstance(value, (int, float)) and not isinstance(value, bool):
-            value = {"first": value, "last": value, "begin": 0.0, "end": 1.0}
-        if is_dataclass(hint):
+        if key not in hints:
+            raise _unknown_key(path, list(hints), config, layer)
+        old = getattr(section, key)
+        if isinstance(old, schema.Ramp) and _is_number(value):
+            setattr(section, key, schema.constant(_converted(path, value, float, layer)))
+        elif is_dataclass(old):
             if not isinstance(value, dict):
-                raise _wrong_value(path, value, hint, layer)
-            value = _checked_section(value, cast(type, hint), f"{path}.", layer, kinds)
+                raise _wrong_value(path, value, type(old), layer)
+            _apply(old, value, f"{path}.", config, layer)
         elif isinstance(value, dict) and value:
-            raise _unknown_key(f"{path}.{next(iter(value))}", [], layer, kinds)
-        elif hint is str and isinstance(value, bool):
-            raise _wrong_value(path, value, hint, layer)
-        result[key] = value
-    return result
+            raise _unknown_key(f"{path}.{next(iter(value))}", [], config, layer)
+        elif not (key == "type" and prefix[:-1] in schema.KINDS):  # which is chosen already
+            setattr(section, key, _converted(path, value, hints[key], layer))
 
 
-def _unknown_key(path: str, siblings: list[str], layer: _Layer, kinds: Kinds) -> UserError:
+def _converted(path: str, value: Any, hint: Any, layer: _Layer) -> Any:
+    if get_origin(hint) is list and isinstance(value, list):
+        try:
+            return [_converted(path, item, get_args(hint)[0], layer) for item in value]
+        except UserError:
+            raise _wrong_value(path, value, hint, layer) from None
+    if hint is float and _is_number(value):
+        try:
+            return float(value)
+        except OverflowError:
+            raise _wrong_value(path, value, hint, layer) from None
+    if get_origin(hint) is Literal:
+        fits = isinstance(value, str) and value in get_args(hint)
+    elif hint in (str, bool, int):
+        fits = type(value) is hint
+    else:
+        fits = hint is Any
+    if not fits:
+        raise _wrong_value(path, value, hint, layer)
+    return value
+
+
+def _is_number(value: Any) -> bool:
+    return isinstance(value, (int, float)) and not isinstance(value, bool)
+
+
+# ------------------------------------------------------------------------------------------- errors
+
+
+def _unknown_key(path: str, siblings: list[str], config: schema.Config, layer: _Layer) -> UserError:
     """Suggests, in this order: the same key elsewhere, a near one beside it, a near one elsewhere."""
     prefix, _, key = path.rpartition(".")
-    prefix, where = f"{prefix}." if prefix else "", layer.where(path)
-    if _hint(path, kinds) is not None:
+    parent, where = _type_of(prefix, config), layer.where(path)
+    if _type_of(path, config) is not None:
         return UserError(f"{where}: {path!r} in YAML is one key inside the other, not one with a dot")
-    for name, of in schema.KINDS.items():
-        for kind, section in of.items():
-            if prefix == f"{name}." and key in _hints(section):
-                return UserError(f"{where}: {path!r} is of {name}.type={kind}, but the type is {kinds[name]}")
-    leaf_of = {full: full.rpartition(".")[2] for full in _paths(kinds)}
+    for kind, of in schema.KINDS.get(prefix, {}).items():
+        if key in _hints(of):
+            used = getattr(config, prefix).type
+            return UserError(f"{where}: {path!r} is of {prefix}.type={kind}, but the type is {used}")
+    leaf_of = {full: full.rpartition(".")[2] for full in _paths(config)}
     near = [full for full, leaf in leaf_of.items() if leaf == key][:3]
-    near = near or [prefix + sibling for sibling in difflib.get_close_matches(key, siblings, 1)]
+    if not near:
+        beside = difflib.get_close_matches(key, siblings, 1)
+        near = [f"{prefix}.{sibling}" if prefix else sibling for sibling in beside]
     near = near or difflib.get_close_matches(path, list(leaf_of), 1)
     if not near:
         leaves = difflib.get_close_matches(key, set(leaf_of.values()), 1)
         near = [full for full, leaf in leaf_of.items() if leaf in leaves][:3]
-    parent = _hint(prefix[:-1], kinds)
     if near:
         hint = f"did you mean {' or '.join(map(repr, near))}?"
     elif parent is not None and not is_dataclass(parent):
-        hint = f"{prefix[:-1]!r} takes {_accepted(parent)}"
+        hint = f"{prefix!r} takes {_accepted(parent)}"
     else:
         hint = "`carv3d config` lists all keys"
     return UserError(f"{where}: unknown key {path!r}; {hint}")
@@ -255,7 +240,7 @@ def _unknown_key(path: str, siblings: list[str], layer: _Layer, kinds: Kinds) ->
 
 def _wrong_value(path: str, value: Any, hint: Any, layer: _Layer) -> UserError:
     shown = "no value" if value is None else repr(value)
-    quotes = "; put it in quotes" if hint is str and isinstance(value, bool) else ""
+    quotes = "; put it in quotes" if hint is str and value is not None else ""
     return UserError(f"{layer.where(path)}: {path} takes {_accepted(hint)}, not {shown}{quotes}")
 
 
@@ -266,73 +251,39 @@ def _accepted(hint: Any) -> str:
         return "a number, or a mapping of first, last, begin and end"
     if is_dataclass(hint):
         return f"a mapping of keys ({', '.join(f.name for f in fields(hint))})"
-    names = {
+    return {
         int: "a whole number",
         float: "a number",
         bool: "true or false",
         str: "text",
         list[float]: "a list of numbers, such as [0.0, 1.0]",
         list[str]: "a list, such as [a, b]",
-    }
-    return names.get(hint, "another kind of value")
+    }.get(hint, "another kind of value")
 
 
-# ---------------------------------------------------------------------------------------------- schema
+# ------------------------------------------------------------------------------------------- schema
 
 
-@cache
 def _hints(of: type) -> dict[str, Any]:
     return get_type_hints(of)
 
 
-def _keys(of: type, kinds: Kinds) -> dict[str, Any]:
-    """The keys of a section and their types; sections that have kinds are of the given ones."""
-    return _hints(of) | ({name: _kind(name, kinds) for name in kinds} if of is schema.Config else {})
+def _paths(section: Any, prefix: str = "") -> Iterator[str]:
+    """Every dotted key of a config."""
+    for key in _hints(type(section)):
+        yield f"{prefix}{key}"
+        if is_dataclass(value := getattr(section, key)):
+            yield from _paths(value, f"{prefix}{key}.")
 
 
-def _kind(name: str, kinds: Kinds) -> type:
-    return schema.KINDS[name][kinds[name]]
-
-
-def _paths(kinds: Kinds) -> Iterator[str]:
-    """Every dotted key of a config of these kinds."""
-
-    def walk(of: type, prefix: str) -> Iterator[str]:
-        for key, hint in _keys(of, kinds).items():
-            yield prefix + key
-            if is_dataclass(hint):
-                yield from walk(cast(type, hint), f"{prefix}{key}.")
-
-    return walk(schema.Config, "")
-
-
-def _hint(path: str, kinds: Kinds) -> Any:
+def _type_of(path: str, config: schema.Config) -> Any:
     """The type of a dotted key, or None if there is no such key."""
-    of: Any = schema.Config
+    section: Any = config
+    hint: Any = None
     for key in path.split("."):
-        if not is_dataclass(of):
+        if not is_dataclass(section) or key not in _hints(type(section)):
             return None
-        of = _keys(cast(type, of), kinds).get(key)
-    return of
-
-
-def _get(values: Any, path: str) -> Any:
-    for key in path.split("."):
-        values = values[key] if isinstance(values, dict) and key in values else None
-    return values
-
-
-@cache
-def _lines(text: str) -> dict[str, int]:
-    """The line of every dotted key in a YAML text."""
-    lines: dict[str, int] = {}
-
-    def walk(node: yaml.Node | None, prefix: str) -> None:
-        if isinstance(node, yaml.MappingNode):
-            for key, value in node.value:
-                path = f"{prefix}{key.value}"
-                lines[path] = key.start_mark.line + 1
-                walk(value, f"{path}.")
-
-    walk(yaml.compose(text, Loader=yaml.SafeLoader), "")
-    return lines
+        hint = _hints(type(section))[key]
+        section = getattr(section, key)
+        hint = type(section) if is_dataclass(section) else hint
+    return hint

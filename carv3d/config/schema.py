@@ -64,7 +64,7 @@ class VoxelGrid:
     bound: float = 1.0  # half side of the cube that holds the object, world units
     resolution: int = 48  # grid points along a side
     density_scale: float = 6.0  # density per unit of softplus(parameter), per world unit
-    blob_density: float = 10.0  # height of the initial blob, in parameter units
+    blob_density: float = 5.0  # height of the initial blob, in parameter units
     blob_std: float = 0.5  # its radius, world units
 
 
@@ -114,7 +114,7 @@ class Renderer:
     background: Any = "white"  # white | random | learned | [r, g, b] in 0..1
     occupancy_resolution: int = 32  # cells along a side of the mask that skips empty space; 0: no mask
     occupancy_every: int = 16  # steps between its refreshes
-    occupancy_threshold: float = 0.01  # opacity of one sample below which a cell counts as empty
+    occupancy_threshold: float = 0.1  # most opacity that a ray may lose to what the mask skips; 0: nothing
 
 
 @dataclass
@@ -170,7 +170,7 @@ class Mesh:
     threshold: float = 0.0  # density of the surface; 0: the one whose silhouettes match the renders
     faces: int = 10000  # most triangles after simplification; 0: no simplification
     texture: Literal["uv", "vertex"] = "uv"  # a baked picture, or vertex colours
-    texture_size: int = 1024  # pixels along a side of the baked picture
+    texture_size: int = 512  # pixels along a side of the baked picture
 
 
 @dataclass

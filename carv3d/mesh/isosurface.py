@@ -106,11 +106,11 @@ def best_threshold(scene: Field, grid: Floats) -> float:
     both = np.cumsum(opaque)
     iou = both / (np.arange(1, len(peaks) + 1) + opaque.sum() - both)
     # A threshold falls between two different peaks. The top of the curve is flat and, ray by ray, rough: its
-    # middle is a steadier choice than its highest point. Zeros have no logarithm, so the scale ends at 1 %.
+    # middle is a steadier choice than its highest point. Zeros have no logarithm: it spans 1 : 100 at most.
     below = np.append(peaks[1:], 0)
     top = np.flatnonzero((iou >= iou[peaks > below].max() - IOU_TOLERANCE) & (peaks > below))
-    low, high = max(below[top[-1]], 0.01 * peaks[0]), peaks[top[0]]
-    return float(np.sqrt(low * high))
+    high = peaks[top[0]]
+    return float(np.sqrt(max(below[top[-1]], 0.01 * high) * high))
 
 
 def _project(scene: Field, grid: Floats) -> tuple[Floats, Floats]:

@@ -37,7 +37,7 @@ def cover(triangles: Tensor, height: int, width: int) -> tuple[Tensor, Tensor, T
 def _batches(counts: Tensor) -> Iterator[Tensor]:
     """Face indices in runs whose boxes hold about FRAGMENTS pixels."""
     runs = (counts.cumsum(0) // FRAGMENTS).unique_consecutive(return_counts=True)[1]
-    yield from torch.arange(len(counts), device=counts.device).split(runs.tolist())
+    yield from torch.arange(len(counts), device=counts.device).split(runs.tolist() or [0])
 
 
 def _inside(

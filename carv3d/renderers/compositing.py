@@ -35,7 +35,7 @@ def render_weights(density: Tensor, t_starts: Tensor, t_ends: Tensor) -> Tensor:
 def accumulate(weights: Tensor, values: Tensor) -> Tensor:
     """Sum along rays of weights (rays, S) times values (D, rays, S): (rays, D).
 
-    Values come channel by channel: on CPU, sums over the innermost axis are 3 times quicker than over the middle.
+    Values come channel by channel: on CPU sums over the innermost axis are 3 times quicker.
     """
     if weights.is_cuda and _has_nerfacc():
         return nerfacc_accumulate(weights, values)

@@ -1,0 +1,253 @@
+"""The command line as a user meets it: from a prompt to files, and one clear line for every mistake."""
+
+from __future__ import annotations
+
+import json
+import shutil
+import subprocess
+import sys
+from pathlib import Path
+
+import imageio.v3 as iio
+import pytest
+import trimesh
+
+from carv3d import cli
+from carv3d.teachers.diffusers_pipeline import BUILTIN
+from tests.test_teachers import make_pipeline
+
+QUICK = [
+    "teacher.type=exact",
+    "teacher.views=40",
+    "teacher.neighbours=8",
+    "threads=1",
+    "scene.resolution=24",
+    "cameras.height=32",
+    "cameras.width=32",
+    "renderer.samples=24",
+    "training.steps=60",
+    "training.preview_every=30",
+    "turntable.frames=4",
+    "turntable.size=40",
+    "mesh.resolution=48",
+    "mesh.faces=1500",
+    "mesh.texture_size=128",
+]
+
+
+def carv3d(*words: str, capsys: pytest.CaptureFixture[str] | None = None) -> tuple[int, str, str]:
+    """Exit code, stdout and stderr of the command line, run in this process."""
+    before = sys.argv
+    sys.argv = ["carv3d", *words]
+    code = 0
+    try:
+        cli.main()
+    except SystemExit as end:
+        code = int(end.code or 0)
+    finally:
+        sys.argv = before
+    out, err = capsys.readouterr() if capsys else ("", "")
+    return code, out, err
+
+
+@pytest.fixture(scope="module")
+def run(tmp_path_factory: pytest.TempPathFactory) -> Path:
+    """A finished run of `generate`."""
+    folder = tmp_path_factory.mktemp("runs") / "cone"
+    code, _, _ = carv3d("generate", "a red cone", *QUICK, "--output", str(folder))
+    assert code == 0
+    return folder
+
+
+def test_generate_leaves_the_run_folder(run: Path) -> None:
+    """Config, environment, metrics, log, checkpoints, previews, contact sheet, video, mesh in three formats."""
+    names = {p.relative_to(run).as_posix() for p in run.rglob("*") if p.is_file()}
+    for name in ("config.yaml", "environment.json", "metrics.jsonl", "contact_sheet.png", "turntable.mp4"):
+        assert name in names
+    assert {"previews/step_000030.png", "previews/step_000060.png"} <= names
+    assert {"checkpoints/step_000060/scene.safetensors", "checkpoints/step_000060/state.json"} <= names
+    assert {"mesh/mesh.glb", "mesh/mesh.obj", "mesh/mesh.ply"} <= names
+    assert len(iio.imread(run / "turntable.mp4", plugin="FFMPEG")) == 4
+    assert any(name.startswith("tensorboard/") for name in names)
+    assert not [name for name in names if "tmp" in name]
+
+
+def test_evaluate_reports_the_promised_keys(run: Path, capsys: pytest.CaptureFixture[str]) -> None:
+    """Among 160 objects the quick run is already near a red cone."""
+    code, out, _ = carv3d("evaluate", str(run), "--json", capsys=capsys)
+    figures = json.loads(out)
+    assert code == 0
+    assert set(figures) >= {"prompt", "psnr", "iou", "retrieval_rank", "mesh_iou", "seconds", "steps"}
+    assert figures["steps"] == 60 and figures["seconds"] > 0
+    assert figures["retrieval_rank"] <= 20 and figures["iou"] > 0.6
+
+
+def test_export_takes_its_options(run: Path, tmp_path: Path, capsys: pytest.CaptureFixture[str]) -> None:
+    """Only the formats asked for; vertex colours; fewer faces."""
+    code, out, _ = carv3d(
+        *(
+            "export",
+            str(run),
+            "--format",
+            "ply",
+            "--texture",
+            "vertex",
+            "--resolution",
+            "32",
+            "--faces",
+            "300",
+        ),
+        *("--output", str(tmp_path), "--json"),
+        capsys=capsys,
+    )
+    assert code == 0
+    assert [p.name for p in tmp_path.iterdir()] == ["mesh.ply"]
+    assert json.loads(out)["faces"] <= 300
+    mesh = trimesh.load_mesh(tmp_path / "mesh.ply")
+    assert mesh.is_watertight and mesh.volume > 0
+
+
+def test_render_again(run: Path, tmp_path: Path) -> None:
+    """Another turntable, elsewhere, from the checkpoint."""
+    video = tmp_path / "turn.mp4"
+    code, _, _ = carv3d("render", str(run), "--frames", "3", "--size", "48", "--output", str(video))
+    assert code == 0 and iio.imread(video, plugin="FFMPEG").shape[:3] == (3, 48, 48)
+
+
+def test_diffusers_pipeline_folder_end_to_end(tmp_path: Path) -> None:
+    """Any Stable-Diffusion-style folder is a teacher: random weights, a few steps, a finished run."""
+    teacher = make_pipeline(tmp_path / "teacher", camera=False)
+    words = [w for w in QUICK if not w.startswith(("teacher", "training"))]
+    words += [f"teacher.path={teacher}", "training.steps=3", "mesh.formats=[]", "prompt=anything goes"]
+    code, _, _ = carv3d("generate", *words, "--output", str(tmp_path / "run"))
+    assert code == 0 and (tmp_path / "run" / "turntable.mp4").exists()
+
+
+MISTAKES = [
+    (["generate"], "prompt"),
+    (
+        ["generate", "a red cone", "guidance.resample=3"],
+        "did you mean 'guidance.resamples'|did you mean 'resamples'",
+    ),
+    (["generate", "a red cone", "guidance.resamples=many"], "guidance.resamples"),
+    (["generate", "a red cone", "guidance.resamples=0"], "guidance.resamples"),
+    (["generate", "a red cone", "guidance.renders=0"], "guidance.renders"),
+    (["generate", "a red cone", "guidance.t_max=1.2"], "guidance.t_max"),
+    (["generate", "a red cone", "guidance.t_min=0.9", "guidance.t_max=0.5"], "t_min"),
+    (["generate", ""], "prompt"),
+    (["generate", "a red elephant"], "does not know 'elephant'.*it knows objects: sphere.*--force"),
+    (["generate", "a red cone", "device=cuda"], "no CUDA|not built with CUDA|sees no CUDA"),
+    (["generate", "a red cone", "teacher.path=/nowhere"], "no teacher at '/nowhere'"),
+    (["generate", "a red cone", "shapez.yaml"], "no config 'shapez.yaml'.*did you mean 'shapes'"),
+    (["generate", "a red cone", "a blue cone"], "what is 'a blue cone'"),
+    (["generate", "--resume", "nowhere"], "no run nowhere"),
+    (["evaluate", "."], "is not a run"),
+    (["config", "scene.type=gaussian"], "scene.type"),
+]
+
+
+@pytest.mark.parametrize(
+    "words, message", MISTAKES, ids=lambda v: " ".join(v)[-40:] if isinstance(v, list) else ""
+)
+def test_mistakes_are_one_line_and_code_2(
+    words: list[str],
+    message: str,
+    tmp_path: Path,
+    monkeypatch: pytest.MonkeyPatch,
+    capsys: pytest.CaptureFixture[str],
+) -> None:
+    """Nothing is written, no traceback is shown."""
+    import re
+
+    if words[-1] == "device=cuda":
+        monkeypatch.setattr("torch.cuda.is_available", lambda: False)
+    monkeypatch.chdir(tmp_path)
+    code, _, err = carv3d(*words, capsys=capsys)
+    assert code == 2, err
+    assert re.search(message, err), err
+    assert err.count("\n") == 1 and "Traceback" not in err
+    assert not list(tmp_path.iterdir())
+
+
+def test_output_folder_in_use_is_left_alone(tmp_path: Path, capsys: pytest.CaptureFixture[str]) -> None:
+    """Somebody's files stay as they are."""
+    (tmp_path / "precious.txt").write_text("mine")
+    code, _, err = carv3d("generate", "a red cone", *QUICK, "--output", str(tmp_path), capsys=capsys)
+    assert code == 2 and "exists and is not empty" in err
+    assert [p.name for p in tmp_path.iterdir()] == ["precious.txt"]
+
+
+def test_empty_isosurface_says_the_density_range(
+    run: Path, tmp_path: Path, capsys: pytest.CaptureFixture[str]
+) -> None:
+    """And a threshold to try; no file is made."""
+    code, _, err = carv3d(
+        "export", str(run), "--threshold", "1e9", "--output", str(tmp_path / "m"), capsys=capsys
+    )
+    assert code == 2 and "densit" in err and "threshold" in err
+    assert not list(tmp_path.rglob("mesh.*"))
+
+
+@pytest.mark.parametrize("spoil", ["flip", "foreign", "pickle"])
+def test_checkpoints_that_cannot_be_used(
+    run: Path, tmp_path: Path, spoil: str, capsys: pytest.CaptureFixture[str]
+) -> None:
+    """A flipped byte, another run's tensors, a pickle: refused in one line."""
+    folder = tmp_path / "run"
+    shutil.copytree(run, folder)
+    for step in folder.glob("checkpoints/step_*"):
+        scene = step / "scene.safetensors"
+        if spoil == "flip":
+            data = bytearray(scene.read_bytes())
+            data[-5] ^= 1
+            scene.write_bytes(data)
+        elif spoil == "pickle":
+            scene.rename(step / "scene.pt")
+    words = ["render", str(folder), "--frames", "1", "--size", "16"]
+    if spoil == "foreign":
+        text = (folder / "config.yaml").read_text()
+        (folder / "config.yaml").write_text(text.replace("resolution: 24", "resolution: 20"))
+    code, _, err = carv3d(*words, capsys=capsys)
+    message = {
+        "flip": "damaged",
+        "foreign": "not of this run's config",
+        "pickle": r"\.pt files may run code",
+    }[spoil]
+    assert code == 2 and message.replace("\\", "") in err and "Traceback" not in err
+
+
+def test_config_lists_every_key(capsys: pytest.CaptureFixture[str]) -> None:
+    """With its meaning; and with a name, what that config resolves to."""
+    code, out, _ = carv3d("config", capsys=capsys)
+    assert code == 0 and "resamples: " in out and "# K," in out
+    code, out, _ = carv3d("config", "shapes", "guidance.resamples=7", capsys=capsys)
+    assert code == 0 and "resamples: 7" in out
+
+
+@pytest.mark.parametrize("verb", ["generate", "render", "export", "evaluate", "config", "doctor"])
+def test_help_has_an_example(verb: str, capsys: pytest.CaptureFixture[str]) -> None:
+    """Every verb shows how it is used."""
+    code, out, _ = carv3d(verb, "--help", capsys=capsys)
+    assert code == 0 and f"carv3d {verb}" in out
+
+
+def test_help_does_not_wait_for_torch() -> None:
+    """The command answers at once."""
+    code = "import sys; sys.argv=['carv3d','--help']\ntry:\n import carv3d.cli as c; c.main()\nexcept SystemExit: pass\n"
+    found = subprocess.run(
+        [sys.executable, "-c", code + "print('torch' in sys.modules)"], capture_output=True, text=True
+    )
+    assert found.stdout.strip().endswith("False")
+
+
+@pytest.mark.skipif(not (BUILTIN / "unet").exists(), reason="the built-in weights are not trained yet")
+def test_doctor_finds_what_is_needed(capsys: pytest.CaptureFixture[str]) -> None:
+    code, out, _ = carv3d("doctor", "--json", capsys=capsys)
+    assert code == 0
+    assert {f["what"] for f in json.loads(out)} >= {
+        "torch",
+        "cuda",
+        "built-in teacher",
+        "video encoder",
+        "disk",
+    }
