@@ -34,13 +34,9 @@ def device(config: schema.Config) -> torch.device:
     except RuntimeError:
         raise UserError(f"device={config.device!r} is not a device: use auto, cpu, cuda or cuda:N") from None
     if found.type == "cuda" and not torch.cuda.is_available():
-        raise UserError(
-            "device=cuda, but torch sees no CUDA device here: use device=cpu, or see `carv3d doctor`"
-        )
+        raise UserError("device=cuda, but torch sees no CUDA device here: use device=cpu, or see `carv3d doctor`")
     if found.type == "cuda" and (found.index or 0) >= torch.cuda.device_count():
-        raise UserError(
-            f"device={config.device}, but there are only {torch.cuda.device_count()} CUDA devices"
-        )
+        raise UserError(f"device={config.device}, but there are only {torch.cuda.device_count()} CUDA devices")
     return found
 
 
@@ -50,15 +46,13 @@ def teacher(config: schema.Config, device: torch.device) -> Teacher:
     if isinstance(section, schema.ExactTeacher):
         return ExactTeacher(**_fields(section), device=device)
     arguments = _fields(section) | {"dtype": getattr(torch, section.dtype)}
-    return DiffusersTeacher(
-        **arguments, views=ViewPrompts(**asdict(config.views)), force=config.force, device=device
-    )
+    return DiffusersTeacher(**arguments, views=ViewPrompts(**asdict(config.views)), force=config.force, device=device)
 
 
 def scene(config: schema.Config, rng: torch.Generator) -> Scene:
     """A freshly initialised scene, on the generator's device."""
-    kinds: dict[type, type[Scene]] = {schema.VoxelGrid: VoxelGrid, schema.HashGrid: HashGrid}
-    return kinds[type(config.scene)](**_fields(config.scene), generator=rng).to(rng.device)
+    kind = HashGrid if isinstance(config.scene, schema.HashGrid) else VoxelGrid
+    return kind(**_fields(config.scene), generator=rng).to(rng.device)
 
 
 def renderer(config: schema.Config, device: torch.device) -> VolumeRenderer:
@@ -71,8 +65,11 @@ def renderer(config: schema.Config, device: torch.device) -> VolumeRenderer:
 
 def camera_sampler(config: schema.Config) -> CameraSampler:
     """Where training renders are taken from."""
-    section = asdict(config.cameras)
-    return CameraSampler(**{k: tuple(v) if isinstance(v, list) else v for k, v in section.items()})
+    section = config.cameras
+    azimuth, elevation, distance, fov = (
+        (low, high) for low, high in (section.azimuth, section.elevation, section.distance, section.fov)
+    )
+    return CameraSampler(azimuth, elevation, distance, fov, section.height, section.width)
 
 
 def carv(config: schema.Config, teacher: Teacher) -> Carv:

@@ -32,9 +32,7 @@ _console = Console(stderr=True)
 _DEFAULT_CONFIG = "shapes"
 RunPath = Annotated[Path, typer.Argument(metavar="RUN", help="A folder that `carv3d generate` made.")]
 AsJson = Annotated[bool, typer.Option("--json", help="Print one JSON object.")]
-Words = Annotated[
-    list[str] | None, typer.Argument(metavar="[PROMPT] [CONFIG] [KEY=VALUE]...", show_default=False)
-]
+Words = Annotated[list[str] | None, typer.Argument(metavar="[PROMPT] [CONFIG] [KEY=VALUE]...", show_default=False)]
 
 
 def _sort_words(words: list[str]) -> tuple[str | None, str | None, list[str]]:
@@ -63,15 +61,9 @@ def _sort_words(words: list[str]) -> tuple[str | None, str | None, list[str]]:
 @app.command()
 def generate(
     words: Words = None,
-    output: Annotated[
-        Path | None, typer.Option(help="The run's folder; default: a new one in output_dir.")
-    ] = None,
-    resume: Annotated[
-        Path | None, typer.Option(metavar="RUN", help="Go on with a run that was stopped.")
-    ] = None,
-    force: Annotated[
-        bool, typer.Option("--force", help="Also prompts the built-in teacher cannot know.")
-    ] = False,
+    output: Annotated[Path | None, typer.Option(help="The run's folder; default: a new one in output_dir.")] = None,
+    resume: Annotated[Path | None, typer.Option(metavar="RUN", help="Go on with a run that was stopped.")] = None,
+    force: Annotated[bool, typer.Option("--force", help="Also prompts the built-in teacher cannot know.")] = False,
     as_json: AsJson = False,
 ) -> None:
     """Make a 3D object of a prompt.
@@ -113,9 +105,7 @@ def generate(
         try:
             generate_run(run, resume=bool(resume), console=_console, teacher=None if resume else teacher)
         except KeyboardInterrupt:
-            _console.print(
-                f"stopped and saved; go on with: carv3d generate --resume {shlex.quote(str(run.path))}"
-            )
+            _console.print(f"stopped and saved; go on with: carv3d generate --resume {shlex.quote(str(run.path))}")
             raise typer.Exit(130) from None
     if as_json:
         print(json.dumps({"run": str(run.path)}))
@@ -159,22 +149,12 @@ def render(
 @app.command()
 def export(
     run_path: RunPath,
-    formats: Annotated[
-        str | None, typer.Option("--format", help="glb, obj, ply; several with commas.")
-    ] = None,
-    resolution: Annotated[
-        int | None, typer.Option(min=8, help="Cells along a side of the isosurface grid.")
-    ] = None,
-    threshold: Annotated[
-        float | None, typer.Option(help="Density of the surface; default: found by itself.")
-    ] = None,
+    formats: Annotated[str | None, typer.Option("--format", help="glb, obj, ply; several with commas.")] = None,
+    resolution: Annotated[int | None, typer.Option(min=8, help="Cells along a side of the isosurface grid.")] = None,
+    threshold: Annotated[float | None, typer.Option(help="Density of the surface; default: found by itself.")] = None,
     faces: Annotated[int | None, typer.Option(min=0, help="Most triangles; 0: all.")] = None,
-    texture: Annotated[
-        str | None, typer.Option(help="uv (a baked picture) or vertex (vertex colours).")
-    ] = None,
-    texture_size: Annotated[
-        int | None, typer.Option(min=16, help="Pixels along a side of the picture.")
-    ] = None,
+    texture: Annotated[str | None, typer.Option(help="uv (a baked picture) or vertex (vertex colours).")] = None,
+    texture_size: Annotated[int | None, typer.Option(min=16, help="Pixels along a side of the picture.")] = None,
     output: Annotated[Path | None, typer.Option(help="Folder; default: RUN/mesh.")] = None,
     as_json: AsJson = False,
 ) -> None:
@@ -271,9 +251,7 @@ def doctor(as_json: AsJson = False) -> None:
         print(json.dumps([finding.__dict__ for finding in findings]))
     else:
         for finding in findings:
-            _console.print(
-                f"{'[green]ok[/]' if finding.ok else '[red]no[/]'}  {finding.what}: {finding.found}"
-            )
+            _console.print(f"{'[green]ok[/]' if finding.ok else '[red]no[/]'}  {finding.what}: {finding.found}")
     if not all(finding.ok for finding in findings):
         raise typer.Exit(2)
 

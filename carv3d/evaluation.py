@@ -79,9 +79,7 @@ def evaluate_run(run: Run) -> dict[str, Any]:
     try:
         thing = parse(run.config.prompt)
     except UserError as error:
-        raise UserError(
-            f"only objects of the built-in world have a true form to compare with: {error}"
-        ) from None
+        raise UserError(f"only objects of the built-in world have a true form to compare with: {error}") from None
     trained = load_trained(run)
     judge = Judge()
     rgb, opacity, _ = render_views(trained.scene, trained.renderer, judge.cameras)

@@ -80,9 +80,7 @@ def load_trained(run: Run, config: Config | None = None) -> Trained:
 
 def _foreign(run: Run, error: Exception) -> UserError:
     first = " ".join(str(error).split())[:160]
-    return UserError(
-        f"the checkpoint in {run.path} is not of this run's config; start the run anew ({first})"
-    )
+    return UserError(f"the checkpoint in {run.path} is not of this run's config; start the run anew ({first})")
 
 
 def generate(run: Run, *, resume: bool, console: Console, teacher: Teacher | None = None) -> None:

@@ -47,7 +47,7 @@ def render_views(
 
 def write_preview(scene: Scene, renderer: VolumeRenderer, sampler: CameraSampler, path: Path) -> None:
     """Four sides of the scene as one small PNG, at the size and distance of the training renders."""
-    cameras = orbit(4, 15.0, **_frame(sampler, sampler.height))
+    cameras = _around(sampler, 4, 15.0, sampler.height)
     rgb, _, _ = render_views(scene, renderer, cameras)
     write_png(sheet(F.interpolate(rgb, scale_factor=2, mode="bilinear"), 4), path)
 
@@ -56,11 +56,8 @@ def write_contact_sheet(
     scene: Scene, renderer: VolumeRenderer, sampler: CameraSampler, path: Path, size: int = 160
 ) -> None:
     """Eight views around and above: colour in the first row, normals in the second."""
-    around, above = (
-        orbit(count, elevation, **_frame(sampler, size)) for count, elevation in ((6, 15.0), (2, 55.0))
-    )
     rgb, normals = [], []
-    for cameras in (around, above):
+    for cameras in (_around(sampler, 6, 15.0, size), _around(sampler, 2, 55.0, size)):
         colour, _, normal = render_views(scene, renderer, cameras, normals=True)
         assert normal is not None
         rgb.append(colour)
@@ -77,7 +74,7 @@ def write_turntable(
     progress: Progress | None = None,
 ) -> None:
     """One turn around the scene as .mp4."""
-    cameras = orbit(section.frames, section.elevation, **_frame(sampler, section.size))
+    cameras = _around(sampler, section.frames, section.elevation, section.size)
     rgb, _, _ = render_views(scene, renderer, cameras, progress=progress)
     write_video(rgb, path, section.fps)
 
@@ -95,11 +92,7 @@ def export_mesh(scene: Scene, section: MeshConfig, folder: Path) -> tuple[Mesh, 
     return mesh, save(mesh, folder, section.formats)
 
 
-def _frame(sampler: CameraSampler, size: int) -> dict[str, float | int]:
-    """The middle distance and field of view of the training cameras, and a square of `size` pixels."""
-    return {
-        "distance": sum(sampler.distance) / 2,
-        "fov": sum(sampler.fov) / 2,
-        "height": size,
-        "width": size,
-    }
+def _around(sampler: CameraSampler, count: int, elevation: float, size: int) -> Cameras:
+    """Cameras around the object at the training cameras' middle distance and field of view, `size` pixels square."""
+    distance, fov = sum(sampler.distance) / 2, sum(sampler.fov) / 2
+    return orbit(count, elevation, distance=distance, fov=fov, height=size, width=size)

@@ -84,9 +84,7 @@ class Trainer:
             self.optimizer.zero_grad()
             loss.backward()
         with clock("optimiser"):
-            gradients = [
-                p.grad for group in self.optimizer.param_groups for p in group["params"] if p.grad is not None
-            ]
+            gradients = [p.grad for group in self.optimizer.param_groups for p in group["params"] if p.grad is not None]
             norm = torch.nn.utils.get_total_norm(gradients)
             self.optimizer.step()
             self.step_count += 1

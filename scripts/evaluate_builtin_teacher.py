@@ -26,9 +26,7 @@ AZIMUTHS, ELEVATIONS = [20.0, 110.0, -160.0, -70.0], [15.0, 30.0, 15.0, 30.0]
 
 def main() -> None:
     """Sample, retrieve, report."""
-    parser = argparse.ArgumentParser(
-        description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter
-    )
+    parser = argparse.ArgumentParser(description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter)
     parser.add_argument("teacher", nargs="?", default="builtin")
     parser.add_argument("--scale", type=float, default=3.0, help="classifier-free guidance")
     parser.add_argument("--steps", type=int, default=30, help="DDIM steps")
@@ -43,18 +41,14 @@ def main() -> None:
     truths = torch.stack([colourise(maps[thing.shape], palette(thing.colour)) for thing in ALL_THINGS])
 
     colours = list(COLOURS)
-    things = [
-        Thing(s, colours[(3 * i + 4 * j) % len(colours)]) for i, s in enumerate(SHAPES) for j in range(3)
-    ]
+    things = [Thing(s, colours[(3 * i + 4 * j) % len(colours)]) for i, s in enumerate(SHAPES) for j in range(3)]
     rng = torch.Generator().manual_seed(0)
     right, mse, rows, missed = 0, 0.0, [], []
     for thing in things:
         condition = teacher.condition(thing.caption, cameras)
         latent = teacher.unet.config
         shape = (len(cameras), latent.in_channels, latent.sample_size, latent.sample_size)
-        pictures = teacher.decode(
-            ddim_sample(teacher, condition, shape, rng, scale=options.scale, steps=options.steps)
-        )
+        pictures = teacher.decode(ddim_sample(teacher, condition, shape, rng, scale=options.scale, steps=options.steps))
         errors = (truths - pictures).square().mean((2, 3, 4))  # (things, cameras)
         nearest = errors.argmin(0)
         found = [ALL_THINGS[i] for i in nearest.tolist()]

@@ -208,9 +208,7 @@ def train_autoencoder(work: Path, steps: int) -> None:
         x = autoencoder_batch(data, 8, trainer.generator)
         with torch.autocast("cpu", torch.bfloat16):
             posterior = vae.encode(x).latent_dist
-            z = posterior.mean + posterior.std * torch.randn(
-                posterior.mean.shape, generator=trainer.generator
-            )
+            z = posterior.mean + posterior.std * torch.randn(posterior.mean.shape, generator=trainer.generator)
             y = vae.decode(z).sample
         y = y.float()
         edges = sum((a - b).abs().mean() for a, b in zip(gradients(x), gradients(y), strict=True))
@@ -249,9 +247,7 @@ def clean_views(data: dict[str, Tensor], count: int, g: torch.Generator) -> Tens
 
 def make_tokenizer() -> CLIPTokenizer:
     """A byte-pair vocabulary in which every word of the captions is one token, and letters spell the rest."""
-    words = (
-        {w for thing in SHAPES for w in Thing(thing, "red").caption.split()} | set(COLOURS) | {"an", "the"}
-    )
+    words = {w for thing in SHAPES for w in Thing(thing, "red").caption.split()} | set(COLOURS) | {"an", "the"}
     words |= {w for view in VIEWS for w in view.split()} | {","}
     letters = [chr(c) for c in range(ord("a"), ord("z") + 1)]
     special = ["<|startoftext|>", "<|endoftext|>"]
@@ -446,9 +442,7 @@ def save_pipeline(work: Path, model: torch.nn.Module, vae: AutoencoderKL, tokeni
 def save_samples(work: Path) -> None:
     """A grid of what the teacher makes of some captions: four sides and a view from above."""
     teacher = DiffusersTeacher(work / "pipeline")
-    cameras = Cameras.look_at_origin(
-        torch.tensor([20.0, 110, 200, 290, 30]), torch.tensor([15.0, 15, 15, 15, 60])
-    )
+    cameras = Cameras.look_at_origin(torch.tensor([20.0, 110, 200, 290, 30]), torch.tensor([15.0, 15, 15, 15, 60]))
     rng, rows = torch.Generator().manual_seed(0), []
     for index, shape in enumerate(SHAPES):
         condition = teacher.condition(Thing(shape, list(COLOURS)[index % len(COLOURS)]).caption, cameras)
@@ -459,17 +453,13 @@ def save_samples(work: Path) -> None:
 
 def main() -> None:
     """Run the stages in order."""
-    parser = argparse.ArgumentParser(
-        description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter
-    )
+    parser = argparse.ArgumentParser(description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter)
     parser.add_argument("--work", type=Path, default=Path("outputs/builtin_teacher"), help="work folder")
     parser.add_argument("--autoencoder-steps", type=int, default=8000)
     parser.add_argument("--unet-steps", type=int, default=10000)
     parser.add_argument("--stop-after", choices=STAGES, default=STAGES[-1])
     parser.add_argument("--threads", type=int, default=1, help="torch threads")
-    parser.add_argument(
-        "--install", action="store_true", help="copy the pipeline into the package at the end"
-    )
+    parser.add_argument("--install", action="store_true", help="copy the pipeline into the package at the end")
     options = parser.parse_args()
     work: Path = options.work
     work.mkdir(parents=True, exist_ok=True)

@@ -146,9 +146,7 @@ MISTAKES = [
 ]
 
 
-@pytest.mark.parametrize(
-    "words, message", MISTAKES, ids=lambda v: " ".join(v)[-40:] if isinstance(v, list) else ""
-)
+@pytest.mark.parametrize("words, message", MISTAKES, ids=lambda v: " ".join(v)[-40:] if isinstance(v, list) else "")
 def test_mistakes_are_one_line_and_code_2(
     words: list[str],
     message: str,
@@ -177,13 +175,9 @@ def test_output_folder_in_use_is_left_alone(tmp_path: Path, capsys: pytest.Captu
     assert [p.name for p in tmp_path.iterdir()] == ["precious.txt"]
 
 
-def test_empty_isosurface_says_the_density_range(
-    run: Path, tmp_path: Path, capsys: pytest.CaptureFixture[str]
-) -> None:
+def test_empty_isosurface_says_the_density_range(run: Path, tmp_path: Path, capsys: pytest.CaptureFixture[str]) -> None:
     """And a threshold to try; no file is made."""
-    code, _, err = carv3d(
-        "export", str(run), "--threshold", "1e9", "--output", str(tmp_path / "m"), capsys=capsys
-    )
+    code, _, err = carv3d("export", str(run), "--threshold", "1e9", "--output", str(tmp_path / "m"), capsys=capsys)
     assert code == 2 and "densit" in err and "threshold" in err
     assert not list(tmp_path.rglob("mesh.*"))
 
@@ -233,7 +227,9 @@ def test_help_has_an_example(verb: str, capsys: pytest.CaptureFixture[str]) -> N
 
 def test_help_does_not_wait_for_torch() -> None:
     """The command answers at once."""
-    code = "import sys; sys.argv=['carv3d','--help']\ntry:\n import carv3d.cli as c; c.main()\nexcept SystemExit: pass\n"
+    code = (
+        "import sys; sys.argv=['carv3d','--help']\ntry:\n import carv3d.cli as c; c.main()\nexcept SystemExit: pass\n"
+    )
     found = subprocess.run(
         [sys.executable, "-c", code + "print('torch' in sys.modules)"], capture_output=True, text=True
     )

@@ -19,9 +19,7 @@ from carv3d.renderers.compositing import (
 
 
 @settings(max_examples=25, deadline=None)
-@given(
-    rays=st.integers(1, 6), samples=st.integers(1, 9), seed=st.integers(0, 1000), scale=st.floats(0.0, 100.0)
-)
+@given(rays=st.integers(1, 6), samples=st.integers(1, 9), seed=st.integers(0, 1000), scale=st.floats(0.0, 100.0))
 def test_torch_and_nerfacc_composite_alike(rays: int, samples: int, seed: int, scale: float) -> None:
     """CUDA's backend (nerfacc's dense mode, which also runs on CPU) has the same values and gradients."""
     pytest.importorskip("nerfacc")

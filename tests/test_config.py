@@ -73,12 +73,11 @@ def test_order_of_layers(tmp_path: Path) -> None:
 
 
 def test_overrides_are_yaml_and_the_last_one_counts() -> None:
-    config = load(
-        None, ["cameras.elevation=[-10, 45]", "optimizer.eps=1e-8", "force=true", "seed=1", "seed=2"]
-    )
+    config = load(None, ["cameras.elevation=[-10, 45]", "optimizer.eps=1e-8", "force=true", "seed=1", "seed=2"])
     assert config.cameras.elevation == [-10.0, 45.0]
     assert all(isinstance(angle, float) for angle in config.cameras.elevation)
     assert (config.optimizer.eps, config.force, config.seed) == (1e-8, True, 2)
+    assert load(None, ["guidance.scale=1E2"]).guidance.scale == 100.0  # a string in YAML 1.1
 
 
 @pytest.mark.parametrize(
@@ -147,9 +146,7 @@ def test_does_not_import_torch() -> None:
 
 
 @pytest.mark.parametrize(("kinds", "key", "value", "hint"), ALL_LEAVES)
-def test_mistyped_key_is_refused_with_the_right_one(
-    kinds: dict[str, str], key: str, value: Any, hint: Any
-) -> None:
+def test_mistyped_key_is_refused_with_the_right_one(kinds: dict[str, str], key: str, value: Any, hint: Any) -> None:
     """At every depth of every section, in a file and in an override."""
     wrong = key + key[-1]
     nested: Any = 1
@@ -233,9 +230,7 @@ def wrong_values(hint: Any) -> list[str]:
 
 
 @pytest.mark.parametrize(("kinds", "key", "value", "hint"), ALL_LEAVES)
-def test_wrong_value_names_key_and_what_is_accepted(
-    kinds: dict[str, str], key: str, value: Any, hint: Any
-) -> None:
+def test_wrong_value_names_key_and_what_is_accepted(kinds: dict[str, str], key: str, value: Any, hint: Any) -> None:
     for wrong in wrong_values(hint):
         if key.endswith(".type") and not wrong:
             continue
@@ -379,9 +374,7 @@ def values(hint: Any) -> st.SearchStrategy[Any]:
 def sections(of: Any) -> st.SearchStrategy[Any]:
     hints = get_type_hints(of)
     if of is schema.Config:
-        special = {
-            k: st.one_of([sections(kind) for kind in kinds.values()]) for k, kinds in schema.KINDS.items()
-        }
+        special = {k: st.one_of([sections(kind) for kind in kinds.values()]) for k, kinds in schema.KINDS.items()}
         return st.builds(of, **({k: values(h) for k, h in hints.items() if k not in special} | special))
     return st.builds(of, **{key: values(hint) for key, hint in hints.items()})
 
@@ -423,9 +416,7 @@ def test_other_kinds_in_the_description_can_be_uncommented() -> None:
 # ----------------------------------------------------------------------------------------- finding
 
 
-def test_shipped_config_is_found_by_name_from_anywhere(
-    tmp_path: Path, monkeypatch: pytest.MonkeyPatch
-) -> None:
+def test_shipped_config_is_found_by_name_from_anywhere(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
     """Installed or cloned, and whatever the current directory is."""
     monkeypatch.chdir(tmp_path)
     for name in ("shapes", "shapes.yaml", "configs/shapes", "configs/shapes.yaml"):
@@ -455,8 +446,6 @@ def test_near_name_is_suggested() -> None:
         find_config("shape")
 
 
-@pytest.mark.parametrize(
-    "path", sorted((Path(__file__).parents[1] / "configs").rglob("*.yaml")), ids=lambda p: p.stem
-)
+@pytest.mark.parametrize("path", sorted((Path(__file__).parents[1] / "configs").rglob("*.yaml")), ids=lambda p: p.stem)
 def test_every_shipped_config_is_valid(path: Path) -> None:
     validate(load(path))

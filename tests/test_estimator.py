@@ -51,9 +51,7 @@ def test_unbiased(teacher: TwoPointTeacher, z: Tensor, kind: str, strata: str, K
     p, w = uniform_pmf(1000, 20, 980), sds_weight(teacher.schedule.alphas_cumprod, "sds")
     exact = teacher.expectation(z, p, w).flatten()
     g = torch.Generator().manual_seed(3)
-    directions = torch.cat(
-        [torch.eye(4, dtype=torch.float64), torch.randn(8, 4, generator=g, dtype=torch.float64)]
-    )
+    directions = torch.cat([torch.eye(4, dtype=torch.float64), torch.randn(8, 4, generator=g, dtype=torch.float64)])
     errors = (found - exact) @ directions.T
     scores = errors.mean(0) / (errors.std(0) / len(errors) ** 0.5)
     assert (scores.abs() < 4).all(), scores
@@ -140,9 +138,7 @@ def test_plain_sds_is_one_resample_and_the_uniform_proposal(teacher: TwoPointTea
     torch.rand(1, 1, generator=rng, dtype=torch.float64)
     eps = torch.randn((1, *SHAPE), generator=rng, dtype=torch.float64)
     t = found.t[0]
-    expected = (1 - teacher.schedule.alphas_cumprod[t]) * teacher.residual(
-        z[None], t, eps, teacher.rows(1), 1.0
-    )
+    expected = (1 - teacher.schedule.alphas_cumprod[t]) * teacher.residual(z[None], t, eps, teacher.rows(1), 1.0)
     torch.testing.assert_close(found.fbar, expected.view_as(found.fbar))
 
 

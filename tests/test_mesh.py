@@ -29,9 +29,7 @@ class Solid:
 
     bound = 1.0
 
-    def __init__(
-        self, distance: Distance, strength: float = 200.0, softness: float = 0.0, haze: float = 0.0
-    ) -> None:
+    def __init__(self, distance: Distance, strength: float = 200.0, softness: float = 0.0, haze: float = 0.0) -> None:
         self.distance, self.strength, self.softness, self.haze = distance, strength, softness, haze
 
     def density(self, points: torch.Tensor) -> torch.Tensor:
@@ -130,9 +128,7 @@ class TestSurface:
         truth = opacity(field, cameras)
 
         def agreement(threshold: float | None) -> float:
-            return iou(
-                render_mesh(extract(field, resolution=48, threshold=threshold), cameras).opacity, truth
-            )
+            return iou(render_mesh(extract(field, resolution=48, threshold=threshold), cameras).opacity, truth)
 
         assert agreement(None) > max(agreement(h) for h in (0.3, 1.0, 3.0, 10.0, 25.0)) - 0.01
 
@@ -289,9 +285,7 @@ class TestFiles:
         assert again.vertices == pytest.approx(mesh.vertices, abs=1e-6)
         assert (again.faces == mesh.faces).all()
 
-    def test_glb_vertex_colours_are_linear_floats_on_a_matt_material(
-        self, mesh: Mesh, tmp_path: Path
-    ) -> None:
+    def test_glb_vertex_colours_are_linear_floats_on_a_matt_material(self, mesh: Mesh, tmp_path: Path) -> None:
         grey = replace(mesh, rgb=np.full_like(mesh.rgb, 0.5))
         [path] = save(grey, tmp_path, ["glb"])
         data = path.read_bytes()
@@ -334,9 +328,7 @@ class TestFiles:
         for kind in ("glb", "obj"):
             assert load(tmp_path / f"mesh.{kind}").normals == pytest.approx(baked.normals, abs=1e-4)
 
-    def test_textured_mesh_as_ply_is_closed_and_coloured(
-        self, mesh: Mesh, baked: Mesh, tmp_path: Path
-    ) -> None:
+    def test_textured_mesh_as_ply_is_closed_and_coloured(self, mesh: Mesh, baked: Mesh, tmp_path: Path) -> None:
         [path] = save(replace(baked, rgb=np.full_like(baked.rgb, 0.25)), tmp_path, ["ply"])
         surface = read(path)
         assert surface.is_watertight and len(surface.vertices) == len(mesh.vertices)

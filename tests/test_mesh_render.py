@@ -114,7 +114,5 @@ def test_cover_finds_exactly_the_pixel_centres_inside(corners: list[tuple[tuple[
         to_x, to_y = x.reshape(-1, 1) - corner[:, 0], y.reshape(-1, 1) - corner[:, 1]
         sides = edge_x * to_y - edge_y * to_x
         inside = (sides > 0).all(1) | (sides < 0).all(1)
-        for place in (
-            (sides.abs().amin(1) > 1e-2).nonzero()[:, 0].tolist()
-        ):  # on an edge either answer is right
+        for place in (sides.abs().amin(1) > 1e-2).nonzero()[:, 0].tolist():  # on an edge either answer is right
             assert inside[place].item() == ((index, place) in found)

@@ -170,9 +170,7 @@ def test_pickles_are_refused(config: Config, tmp_path: Path, name: str) -> None:
             made.load_checkpoint()
 
 
-def test_folder_that_may_not_be_written(
-    config: Config, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
-) -> None:
+def test_folder_that_may_not_be_written(config: Config, tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
     (tmp_path / "file").touch()
     config.output_dir = str(tmp_path / "file" / "outputs")
     with pytest.raises(UserError, match="a part of the path is a file"):
@@ -186,9 +184,7 @@ def test_folder_that_may_not_be_written(
         Run.create(config, "shapes", "", folder=tmp_path / "new")
 
 
-def test_full_disk_leaves_no_half_a_run(
-    config: Config, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
-) -> None:
+def test_full_disk_leaves_no_half_a_run(config: Config, tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
     """The same command must work once there is space again."""
     folder = tmp_path / "mine"
     with monkeypatch.context() as patch:
@@ -300,9 +296,7 @@ def test_no_checkpoint(tmp_path: Path) -> None:
         Checkpoints(tmp_path).load(4)
 
 
-def test_stopping_at_any_call_leaves_the_old_or_the_new(
-    tmp_path: Path, monkeypatch: pytest.MonkeyPatch
-) -> None:
+def test_stopping_at_any_call_leaves_the_old_or_the_new(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
     """The process ends at the n-th of the calls that change the disk, for every n, and nothing is tidied up.
 
     `os._exit` in the middle is played by an exception that no handler may answer by tidying: the handlers'
@@ -456,17 +450,13 @@ DAMAGES = [
 
 
 @pytest.mark.parametrize("damage", DAMAGES)
-def test_damage_is_named_and_the_older_one_used(
-    tmp_path: Path, caplog: pytest.LogCaptureFixture, damage: Any
-) -> None:
+def test_damage_is_named_and_the_older_one_used(tmp_path: Path, caplog: pytest.LogCaptureFixture, damage: Any) -> None:
     checkpoints = Checkpoints(tmp_path)
     save(checkpoints, 1)
     reason = damage(save(checkpoints, 2))
     with caplog.at_level(logging.WARNING, "carv3d"):
         assert checkpoints.load().step == 1
-    assert (
-        "step_000002 is damaged" in caplog.text and reason in caplog.text and "that of step 1" in caplog.text
-    )
+    assert "step_000002 is damaged" in caplog.text and reason in caplog.text and "that of step 1" in caplog.text
     with pytest.raises(UserError, match=rf"step_000002 is damaged: {reason}.*; use the one of step 1"):
         checkpoints.load(2)
     damage_truncate(tmp_path / "step_000001")
@@ -490,9 +480,7 @@ def test_training_goes_on_bit_for_bit(tmp_path: Path, steps_before: int) -> None
         optimizer = torch.optim.Adam(groups, lr=0.01, betas=(0.8, 0.95), eps=1e-15)
         return model, optimizer, torch.Generator().manual_seed(3)
 
-    def advance(
-        model: torch.nn.Module, optimizer: torch.optim.Optimizer, generator: torch.Generator, n: int
-    ) -> None:
+    def advance(model: torch.nn.Module, optimizer: torch.optim.Optimizer, generator: torch.Generator, n: int) -> None:
         for _ in range(n):
             optimizer.zero_grad()
             model(torch.randn(5, 4, generator=generator)).square().sum().backward()

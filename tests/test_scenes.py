@@ -135,9 +135,7 @@ def test_hash_grid_is_continuous_across_cells() -> None:
 
 def test_hash_grid_dense_level_interpolates_its_corners() -> None:
     """A dense level is a plain grid: corners holding their own coordinates give them back, faces included."""
-    scene = HashGrid(
-        levels=1, features=3, log2_table=7, base_resolution=4, finest_resolution=4, generator=seeded()
-    )
+    scene = HashGrid(levels=1, features=3, log2_table=7, base_resolution=4, finest_resolution=4, generator=seeded())
     axis = torch.linspace(-1, 1, 5)
     with torch.no_grad():
         scene.table.copy_(torch.cartesian_prod(axis, axis, axis))
@@ -157,9 +155,7 @@ def test_hash_spreads_corners_over_the_whole_table() -> None:
 
 def test_hash_grid_fine_levels_collide_and_coarse_do_not() -> None:
     """Coarse levels own an entry for every corner; the table stays within its budget."""
-    scene = HashGrid(
-        levels=4, log2_table=10, base_resolution=4, finest_resolution=64, hidden=8, generator=seeded()
-    )
+    scene = HashGrid(levels=4, log2_table=10, base_resolution=4, finest_resolution=64, hidden=8, generator=seeded())
     assert scene.dense_levels == 1  # 5^3 fits in 1,024 entries; 11^3, 26^3 and 65^3 do not
     assert scene.table.shape == (5**3 + 3 * 1024, 2)
     assert scene.encode(uniform(10, 1.0)).shape == (10, 8)

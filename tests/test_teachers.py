@@ -38,9 +38,7 @@ def make_pipeline(folder: Path, *, camera: bool, prediction: str = "epsilon") ->
         scaling_factor=0.5,
         sample_size=16,
     )
-    embedding = (
-        {"class_embed_type": "projection", "projection_class_embeddings_input_dim": 4} if camera else {}
-    )
+    embedding = {"class_embed_type": "projection", "projection_class_embeddings_input_dim": 4} if camera else {}
     unet = UNet2DConditionModel(
         sample_size=8,
         block_out_channels=channels,
@@ -178,9 +176,7 @@ def test_view_words_follow_the_camera(cameras: Cameras) -> None:
     assert views.index(cameras.azimuth + 360, cameras.elevation).tolist() == [0, 1, 2, 3]
 
 
-def test_text_embeddings_are_computed_once(
-    pipeline: Path, cameras: Cameras, monkeypatch: pytest.MonkeyPatch
-) -> None:
+def test_text_embeddings_are_computed_once(pipeline: Path, cameras: Cameras, monkeypatch: pytest.MonkeyPatch) -> None:
     """Every step asks for a condition; the text encoder must not run in it."""
     teacher = DiffusersTeacher(pipeline)
     first = teacher.condition("a", cameras)
@@ -204,16 +200,12 @@ def test_encode_is_differentiable_scaled_and_resizes(pipeline: Path) -> None:
     assert not torch.allclose(one, two)
 
 
-def test_camera_is_told_only_to_networks_that_take_it(
-    pipeline: Path, camera_pipeline: Path, cameras: Cameras
-) -> None:
+def test_camera_is_told_only_to_networks_that_take_it(pipeline: Path, camera_pipeline: Path, cameras: Cameras) -> None:
     """auto finds out; none hides it; vector where it is impossible is an error."""
     assert DiffusersTeacher(pipeline).condition("a", cameras).camera is None
     told = DiffusersTeacher(camera_pipeline)
     assert told.takes_camera
-    torch.testing.assert_close(
-        told.condition("a", cameras).camera, camera_vector(cameras.azimuth, cameras.elevation)
-    )
+    torch.testing.assert_close(told.condition("a", cameras).camera, camera_vector(cameras.azimuth, cameras.elevation))
     hidden = DiffusersTeacher(camera_pipeline, camera="none").condition("a", cameras).camera
     assert hidden is not None and not hidden.any()
     with pytest.raises(UserError, match=r"teacher\.camera=none"):
@@ -243,9 +235,7 @@ def test_half_precision_teacher_gives_nearly_the_same(pipeline: Path, cameras: C
         (lambda f: next((f / "text_encoder").glob("*.safetensors")).write_bytes(b""), "cannot be read"),
     ],
 )
-def test_weights_that_cannot_be_loaded_are_one_line(
-    pipeline: Path, tmp_path: Path, spoil, message: str
-) -> None:  # type: ignore[no-untyped-def]
+def test_weights_that_cannot_be_loaded_are_one_line(pipeline: Path, tmp_path: Path, spoil, message: str) -> None:  # type: ignore[no-untyped-def]
     """Missing, foreign, partial and corrupt folders: what is wrong and what to do."""
     folder = tmp_path / "teacher"
     shutil.copytree(pipeline, folder)
@@ -278,9 +268,7 @@ def test_exact_teacher_pulls_towards_the_true_picture() -> None:
     assert (condition.points - truth[:, None]).square().mean((0, 2, 3, 4)).min() < 0.05
 
 
-needs_builtin = pytest.mark.skipif(
-    not (BUILTIN / "unet").exists(), reason="the built-in weights are not trained yet"
-)
+needs_builtin = pytest.mark.skipif(not (BUILTIN / "unet").exists(), reason="the built-in weights are not trained yet")
 
 
 @needs_builtin

@@ -21,9 +21,7 @@ gpu = pytest.mark.skipif(not torch.cuda.is_available(), reason="needs a CUDA dev
 class Solid(Scene):
     """Constant density and colour inside a ball or a box."""
 
-    def __init__(
-        self, *, density: float, radius: float = 0.0, centre: Any = (0, 0, 0), box: Any = None
-    ) -> None:
+    def __init__(self, *, density: float, radius: float = 0.0, centre: Any = (0, 0, 0), box: Any = None) -> None:
         super().__init__(bound=1.0, normal_step=0.02)
         self.inner = torch.nn.Parameter(torch.tensor(density))
         self.radius, self.centre, self.box = radius, torch.tensor(centre).float(), box
@@ -184,9 +182,7 @@ def test_rays_that_miss_the_cube_show_the_background() -> None:
     scene = Solid(density=5.0, box=(1.0, 1.0, 1.0))
     wide = VolumeRenderer(samples=8)(scene, camera(0, 0, fov=120.0, height=25, width=25), training=False)
     assert (wide.rgb[0, :, 0, 0] == 1).all() and wide.opacity[0, 0, 12, 12] > 0.99
-    inside = VolumeRenderer(samples=64)(
-        scene, camera(0, 0, distance=0.5, height=25, width=25), training=False
-    )
+    inside = VolumeRenderer(samples=64)(scene, camera(0, 0, distance=0.5, height=25, width=25), training=False)
     # The central ray leaves the cube after 1.5 units, the way it looks.
     assert inside.opacity[0, 0, 12, 12].item() == pytest.approx(1 - math.exp(-5 * 1.5), abs=1e-4)
     for render in (wide, inside):
@@ -378,8 +374,6 @@ def test_cuda_equals_cpu(kind: str) -> None:
         (render.rgb.square().mean() + render.depth.mean()).backward()
         assert render.normal is not None
         gradients = [p.grad for p in scene.parameters() if p.grad is not None]
-        results.append(
-            [x.cpu() for x in (render.rgb, render.opacity, render.depth, render.normal, *gradients)]
-        )
+        results.append([x.cpu() for x in (render.rgb, render.opacity, render.depth, render.normal, *gradients)])
     for ours, theirs in zip(*results, strict=True):
         torch.testing.assert_close(theirs, ours, atol=2e-4, rtol=2e-3)

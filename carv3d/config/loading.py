@@ -159,9 +159,7 @@ def _choose_kinds(config: schema.Config, layer: _Layer) -> None:
 # ------------------------------------------------------------------------------------------- values
 
 
-def _apply(
-    section: Any, values: Mapping[str, Any], prefix: str, config: schema.Config, layer: _Layer
-) -> None:
+def _apply(section: Any, values: Mapping[str, Any], prefix: str, config: schema.Config, layer: _Layer) -> None:
     """Set the section's fields to a layer's values, each checked."""
     hints = _hints(type(section))
     for key, value in values.items():

@@ -61,9 +61,7 @@ def device_of(scene: Field) -> torch.device:
     return next((p.device for p in parameters), torch.device("cpu"))
 
 
-def in_chunks(
-    function: Callable[[Tensor], Tensor], points: Tensor, scene: Field, chunk: int = CHUNK
-) -> Tensor:
+def in_chunks(function: Callable[[Tensor], Tensor], points: Tensor, scene: Field, chunk: int = CHUNK) -> Tensor:
     """`function` of (N, ...) points, `chunk` of them at a time on the field's device; float32 on the CPU."""
     device = device_of(scene)
     with torch.no_grad():

@@ -178,9 +178,7 @@ def _cut(grid: Floats, threshold: float, bound: float) -> trimesh.Trimesh:
     return trimesh.Trimesh(inner + 1e-3 * (vertices - inner), faces)
 
 
-def _closed(
-    grid: Floats, threshold: float, bound: float, smallest_part: float
-) -> tuple[trimesh.Trimesh, float, int]:
+def _closed(grid: Floats, threshold: float, bound: float, smallest_part: float) -> tuple[trimesh.Trimesh, float, int]:
     """The cleaned surface, the threshold it was cut at, and the number of floaters removed.
 
     Where two sheets all but touch, marching cubes may put four triangles on one edge. Such a touch sits at

@@ -40,9 +40,7 @@ def _batches(counts: Tensor) -> Iterator[Tensor]:
     yield from torch.arange(len(counts), device=counts.device).split(runs.tolist() or [0])
 
 
-def _inside(
-    triangles: Tensor, faces: Tensor, low: Tensor, spans: Tensor, width: int
-) -> tuple[Tensor, Tensor, Tensor]:
+def _inside(triangles: Tensor, faces: Tensor, low: Tensor, spans: Tensor, width: int) -> tuple[Tensor, Tensor, Tensor]:
     counts = spans[faces].prod(1)
     face = faces.repeat_interleave(counts)
     first = (counts.cumsum(0) - counts).repeat_interleave(counts)

@@ -56,9 +56,7 @@ def torch_accumulate(weights: Tensor, values: Tensor) -> Tensor:
 
 def nerfacc_weights(density: Tensor, t_starts: Tensor, t_ends: Tensor) -> Tensor:
     """`render_weights` by nerfacc, on any device: its dense mode needs no CUDA."""
-    weights: Tensor = importlib.import_module("nerfacc").render_weight_from_density(
-        t_starts, t_ends, density
-    )[0]
+    weights: Tensor = importlib.import_module("nerfacc").render_weight_from_density(t_starts, t_ends, density)[0]
     return weights
 
 

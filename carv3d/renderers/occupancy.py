@@ -29,9 +29,7 @@ class Occupancy(torch.nn.Module):
     maximum: Tensor
     occupied: Tensor
 
-    def __init__(
-        self, *, resolution: int, threshold: float, decay: float = 0.6, explore: float = 1 / 64
-    ) -> None:
+    def __init__(self, *, resolution: int, threshold: float, decay: float = 0.6, explore: float = 1 / 64) -> None:
         super().__init__()
         self.resolution = resolution
         self.threshold = threshold

@@ -51,9 +51,7 @@ class VolumeRenderer(torch.nn.Module):
         self.background = background
         self.occupancy_every = occupancy_every
         self.occupancy = (
-            Occupancy(resolution=occupancy_resolution, threshold=occupancy_threshold)
-            if occupancy_resolution
-            else None
+            Occupancy(resolution=occupancy_resolution, threshold=occupancy_threshold) if occupancy_resolution else None
         )
         if background == "learned":
             self.background_logit = torch.nn.Parameter(torch.zeros(3))

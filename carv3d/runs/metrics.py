@@ -81,8 +81,6 @@ def read_metrics(path: Path | str) -> list[dict[str, Any]]:
             row = json.loads(line)
             int(row["step"])
         except (ValueError, KeyError, TypeError):
-            raise UserError(
-                f"{path}:{number} is no line of metrics; remove it or start the run anew"
-            ) from None
+            raise UserError(f"{path}:{number} is no line of metrics; remove it or start the run anew") from None
         rows.append(row)
     return rows

@@ -37,9 +37,7 @@ class _WeightedSum(torch.autograd.Function):
     def backward(ctx: Any, *grads: Tensor) -> tuple[Tensor, None, None]:
         index, weights = ctx.saved_tensors
         columns = [
-            grads[0]
-            .new_zeros(ctx.rows)
-            .index_add_(0, index.reshape(-1), (weights * column[:, None]).reshape(-1))
+            grads[0].new_zeros(ctx.rows).index_add_(0, index.reshape(-1), (weights * column[:, None]).reshape(-1))
             for column in grads[0].unbind(1)
         ]
         return torch.stack(columns, 1), None, None

@@ -65,9 +65,7 @@ class VoxelGrid(Scene):
     def total_variation(self) -> Tensor:
         """Mean squared difference of neighbouring logits, summed over the three axes; scalar."""
         n = self.grid.shape[-1] - 1
-        differences = [
-            F.mse_loss(self.grid.narrow(axis, 1, n), self.grid.narrow(axis, 0, n)) for axis in (2, 3, 4)
-        ]
+        differences = [F.mse_loss(self.grid.narrow(axis, 1, n), self.grid.narrow(axis, 0, n)) for axis in (2, 3, 4)]
         return torch.stack(differences).sum()
 
     def parameter_groups(self, lr: float) -> list[dict[str, Any]]:

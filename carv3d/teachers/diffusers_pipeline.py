@@ -81,9 +81,7 @@ class DiffusersTeacher:
         scheduler = self._scheduler_config
         self.prediction = scheduler.get("prediction_type", "epsilon")
         if self.prediction not in ("epsilon", "v_prediction"):
-            raise UserError(
-                f"{source}: prediction type {self.prediction!r} is not supported (epsilon, v_prediction)"
-            )
+            raise UserError(f"{source}: prediction type {self.prediction!r} is not supported (epsilon, v_prediction)")
         self.schedule = NoiseSchedule.of_betas(
             scheduler["beta_schedule"],
             scheduler["beta_start"],
