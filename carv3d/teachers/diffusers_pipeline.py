@@ -105,7 +105,8 @@ class DiffusersTeacher:
         from diffusers import AutoencoderKL, DDPMScheduler, UNet2DConditionModel
         from transformers import CLIPTextModel, CLIPTokenizer
 
-        kwargs: dict[str, Any] = {"use_safetensors": True, "torch_dtype": self.dtype}
+        # The networks fit in memory twice while they load; saying so spares a warning for want of accelerate.
+        kwargs: dict[str, Any] = {"use_safetensors": True, "torch_dtype": self.dtype, "low_cpu_mem_usage": False}
         self.vae = AutoencoderKL.from_pretrained(source, subfolder="vae", **kwargs)
         self.unet = UNet2DConditionModel.from_pretrained(source, subfolder="unet", **kwargs)
         kwargs = {"use_safetensors": True, "dtype": self.dtype}
