@@ -47,12 +47,12 @@ setup() {
     mkdir -p "$VENV" 2>/dev/null || fail "cannot write to $ROOT: put the repository where you may write."
     # The lock makes a second script wait until the first has installed.
     (
+        trap 'say "interrupted: run this again to go on."; exit 130' INT
         if command -v flock >/dev/null; then
             flock -n 9 || { say "waiting for another carv3d script that is installing ..." && flock 9; }
         fi
         [[ -e "$stamp" ]] || install "$extras"
     ) 9>"$VENV/.lock"
-    [[ -e "$stamp" ]] || exit 1
 }
 
 install() {
