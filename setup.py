@@ -38,6 +38,7 @@ setup(
         "imageio-ffmpeg>=0.5",
         "nerfacc>=0.5.3",
         "numpy>=1.26",
+        "omegaconf>=2.4",  # its dataclasses may have Literal fields
         "pillow>=10",
         "pyyaml>=6",
         "rich>=13",

@@ -38,7 +38,6 @@ from carv3d.teachers.camera_conditioning import camera_vector
 from carv3d.teachers.ddim import ddim_sample
 
 SIZE, LATENT_CHANNELS, TEXT_LENGTH = 64, 8, 16
-VIEWS_PER_SHAPE = 400
 STAGES = ("data", "autoencoder", "unet", "pipeline")
 BUILTIN = Path(__file__).resolve().parents[1] / "carv3d" / "teachers" / "builtin"
 
@@ -113,12 +112,12 @@ class Trainer:
 # ---------------------------------------------------------------------------------------------- data
 
 
-def make_data(work: Path) -> None:
+def make_data(work: Path, views: int) -> None:
     """Shade maps of every shape from random cameras; any colour can be painted on them exactly."""
     generator = torch.Generator().manual_seed(0)
     maps, shapes, azimuths, elevations = [], [], [], []
     for index, shape in enumerate(SHAPES):
-        for _ in range(VIEWS_PER_SHAPE // 20):
+        for _ in range(views // 20):
             cameras = CameraSampler().sample(20, generator)
             maps.append(shade_maps(shape, cameras).mul(255).round().byte())
             azimuths.append(cameras.azimuth)
@@ -455,8 +454,9 @@ def main() -> None:
     """Run the stages in order."""
     parser = argparse.ArgumentParser(description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter)
     parser.add_argument("--work", type=Path, default=Path("outputs/builtin_teacher"), help="work folder")
-    parser.add_argument("--autoencoder-steps", type=int, default=8000)
-    parser.add_argument("--unet-steps", type=int, default=10000)
+    parser.add_argument("--views", type=int, default=400, help="pictures of each object, a multiple of 20")
+    parser.add_argument("--autoencoder-steps", type=int, default=7500)
+    parser.add_argument("--unet-steps", type=int, default=7500)
     parser.add_argument("--stop-after", choices=STAGES, default=STAGES[-1])
     parser.add_argument("--threads", type=int, default=1, help="torch threads")
     parser.add_argument("--install", action="store_true", help="copy the pipeline into the package at the end")
@@ -466,7 +466,7 @@ def main() -> None:
     torch.set_num_threads(options.threads)
     last = STAGES.index(options.stop_after)
     if not (work / "data.safetensors").exists():
-        make_data(work)
+        make_data(work, options.views)
     if last >= 1 and not (work / "vae").exists():
         train_autoencoder(work, options.autoencoder_steps)
     if last >= 2:

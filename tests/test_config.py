@@ -93,6 +93,7 @@ def test_prompt_on_the_command_line_needs_no_quotes(text: str) -> None:
 
 def test_quoted_prompt_is_unquoted() -> None:
     assert load(None, ["prompt='a chair'"]).prompt == "a chair"
+    assert load(None, ["prompt='a ${seed}'"]).prompt == "a ${seed}"
 
 
 def test_ramp_as_one_number_holds_all_through_the_run() -> None:
@@ -114,6 +115,42 @@ def test_ramp_values() -> None:
     ramp = Ramp(1.0, 3.0, 0.25, 0.75)
     assert [ramp.at(p) for p in (0, 0.25, 0.5, 0.75, 1)] == [1, 1, 2, 3, 3]
     assert [Ramp(1.0, 3.0, 0.5, 0.5).at(p) for p in (0.49, 0.5)] == [1, 3]
+
+
+def test_interpolations_see_the_values_of_all_layers(tmp_path: Path) -> None:
+    """In a file as in an override, of a whole value, a part of a text and an item of a list."""
+    file = tmp_path / "x.yaml"
+    file.write_text("prompt: no. ${seed}\ncameras: {width: '${.height}', fov: ['${views.front}', 50]}\n")
+    config = load(file, ["seed=3", "cameras.height=32", "output_dir=out/${seed}", "threads=${seed}"])
+    assert (config.prompt, config.output_dir, config.threads) == ("no. 3", "out/3", 3)
+    assert (config.cameras.width, config.cameras.fov) == (32, [45.0, 50.0])
+    assert load_text(to_yaml(config)) == config
+
+
+def test_interpolation_of_a_ramp() -> None:
+    """Of another ramp or of a number, and what it leaves open can still be changed in part."""
+    base = {"guidance": {"t_max": "${guidance.t_min}"}, "regularisers": {"opacity": "${guidance.scale}"}}
+    config = load(None, ["guidance.t_min={first: 0.1, end: 0.5}", "guidance.t_max.last=0.9"], base=base)
+    assert config.guidance.t_max == Ramp(0.1, 0.9, 0.0, 0.5)
+    assert config.regularisers.opacity == Ramp(3.0, 3.0)
+
+
+def test_interpolation_outlives_another_kind() -> None:
+    base = {"scene": {"bound": "${cameras.distance.0}", "resolution": "${mesh.resolution}"}}
+    assert load(None, ["scene.type=hash_grid"], base=base).scene == schema.HashGrid(bound=3.0)
+
+
+def test_escaped_interpolation_is_text() -> None:
+    assert load_text(r"prompt: a \${seed} ${seed}").prompt == "a ${seed} 0"
+
+
+@pytest.mark.parametrize(
+    "override", ["output_dir=???", "seed=???", "mesh.formats=['???']", "renderer.background='???'"]
+)
+def test_missing_value_is_refused(override: str) -> None:
+    """OmegaConf would leave out such a value without a word."""
+    with pytest.raises(UserError, match=r"is \?\?\?|takes a list"):
+        load(None, [override])
 
 
 def test_kind_picks_the_dataclass() -> None:
@@ -271,6 +308,19 @@ def test_override_without_equals(override: str) -> None:
         ("prompt: 7\n", ":1: prompt takes text, not 7; put it in quotes"),
         ("prompt: no\n", ":1: prompt takes text, not False; put it in quotes"),
         ("\tseed: 1\n", ":1: not valid YAML"),
+        ("seed: 1\nprompt: ???\n", ":2: prompt is ???"),
+        ("renderer:\n  background: [[1]]\n", ":2: renderer.background takes"),
+        ("seed: 1\nthreads: ${resamples}\n", ":2: threads: Interpolation key 'resamples' not found; did you mean"),
+        ("threads: ${qqqq}\n", ":1: threads: Interpolation key 'qqqq' not found; `carv3d config`"),
+        ("guidance:\n  t_max: ${guidance.t_mi}\n", ":2: guidance.t_max.first: Interpolation key"),
+        ("seed: ${guidance.scale}\n", "to Integer; it takes a whole number"),
+        ("cameras:\n  fov: ${seed}\n", ":2: cameras.fov: "),  # OmegaConf does not say which key
+        ("teacher:\n  dtype: ${device}\n", ":2: teacher.dtype: "),
+        ("prompt: ${guidance}\n", "[...]; it takes text"),
+        ("seed: ${threads}\nthreads: ${seed}\n", "Recursive interpolation"),
+        ("guidance: ${scene}\n", ":1: guidance takes a mapping"),
+        ("scene: {type: '${device}'}\n", ":1: scene.type takes"),
+        ("seed: 1\nprompt: costs ${5\n", ":2: prompt: "),
     ],
 )
 def test_bad_file(tmp_path: Path, text: str, expected: str) -> None:
@@ -350,7 +400,7 @@ def test_prompt_is_asked_for_where_it_is_needed() -> None:
 
 NUMBERS = st.floats(allow_nan=False, allow_infinity=False)
 TEXTS = st.text(st.characters(exclude_categories=("Cs",)), max_size=20) | st.sampled_from(
-    ["${seed}", "???", "1e5", "null", "0x10", "12:30", "a: b # c", "'", '"', "\n", " x ", "\\"]
+    ["${seed}", "\\${", "???", "\\???", "1e5", "null", "0x10", "12:30", "a: b # c", "'", '"', "\n", " x ", "\\"]
 )
 
 

@@ -3,20 +3,26 @@
     config = load(find_config("shapes"), ["prompt=a red chair", "guidance.resamples=8"])
     validate(config)
 
-The dataclasses of `schema` are all there is: their fields are the keys, their annotations the types. Nothing
-here imports torch: `carv3d config` and an error in a config come at once.
+The dataclasses of `schema` are all there is: their fields are the keys, their annotations the types. OmegaConf
+merges the layers and resolves interpolations such as `${seed}`; but it converts silently (`no` to the text "False"),
+so that every key and value is checked here first. Nothing here imports torch: `carv3d config` and an error in a
+config come at once.
 """
 
 from __future__ import annotations
 
 import difflib
 import os
+import re
+import textwrap
 from collections.abc import Iterator, Mapping, Sequence
 from dataclasses import dataclass, fields, is_dataclass
 from pathlib import Path
-from typing import Any, Literal, get_args, get_origin, get_type_hints
+from typing import Any, Literal, cast, get_args, get_origin, get_type_hints
 
 import yaml
+from omegaconf import DictConfig, OmegaConf
+from omegaconf.errors import GrammarParseError, InterpolationKeyError, OmegaConfBaseException
 
 from carv3d.config import schema
 from carv3d.config.yaml_loader import line_numbers, parse, problem
@@ -32,42 +38,68 @@ class _Layer:
     text: str = ""  # of a YAML file
 
     def where(self, path: str) -> str:
-        line = line_numbers(self.text).get(path) if self.text else None
+        lines = line_numbers(self.text) if self.text else {}
+        line = lines.get(path) or lines.get(path.rpartition(".")[0])  # a part of a Ramp that is written as one value
         return f"{self.name}:{line}" if line else self.name
+
+    def says(self, path: str) -> bool:
+        """Whether it has a value for the key, or one value for the Ramp that the key is a part of."""
+        values: Any = self.values
+        for key in path.split("."):
+            if not isinstance(values, dict):
+                return True
+            if key not in values:
+                return False
+            values = values[key]
+        return True
 
 
 def load(
     source: Path | str | None, overrides: Sequence[str] = (), *, base: Mapping[str, Any] | None = None
 ) -> schema.Config:
-    """The defaults, then `base`, then a YAML file, then overrides, each changing only what it names.
+    r"""The defaults, then `base`, then a YAML file, then overrides, each changing only what it names.
 
     A `Ramp` may be written as one number, which then holds for the whole run; written as a mapping, what it
     leaves out stays as it was, as in any other section. When a later layer changes the `type` of a section,
-    what earlier ones changed in it is kept where the new kind has that key too.
+    what earlier ones changed in it is kept where the new kind has that key too. Interpolations are resolved at the
+    end, so that they see the values of all layers; `\${` in a value is a plain `${`.
 
     Args:
         source: a YAML file, or None.
-        overrides: `key=value` with dotted keys and YAML values. Text, such as a prompt, needs no quotes.
+        overrides: `key=value` with dotted keys and YAML values. Text needs no quotes, and a prompt is taken as it
+            stands, `${` and all.
         base: nested values, for instance those of another config.
 
     Raises:
-        UserError: a file that is missing or no YAML, an unknown key, a value of the wrong type, a bad choice.
+        UserError: a file that is missing or no YAML, an unknown key, a value of the wrong type, a bad choice, an
+            interpolation that leads nowhere.
     """
-    config = schema.Config()
+    config = schema.Config()  # of the kinds in use; its values stay the defaults
+    merged = OmegaConf.structured(config)
     layers = [] if base is None else [_Layer(base, "base config")]
     layers += [] if source is None else [_read(Path(source))]
     for layer in layers:
-        _choose_kinds(config, layer)
-        _apply(config, layer.values, "", config, layer)
+        _choose_kinds(config, merged, layer)
+        _merge(config, merged, layer)
     # Kinds first, because a key's type decides how an override's text is read.
     parsed = [_split(override) for override in overrides]
     for keys, text in parsed:
         if keys[0] in schema.KINDS:
-            _choose_kinds(config, _override(keys, text, config))
+            _choose_kinds(config, merged, _override(keys, text, config))
     for keys, text in parsed:
-        layer = _override(keys, text, config)
-        _apply(config, layer.values, "", config, layer)
-    return config
+        layers.append(_override(keys, text, config))
+        _merge(config, merged, layers[-1])
+    try:
+        return cast(schema.Config, OmegaConf.to_object(merged))
+    except OmegaConfBaseException as error:
+        raise _unresolved(error, merged, config, layers) from None
+
+
+def escape(text: str) -> str:
+    """The text written so that OmegaConf reads it as it stands, with any `${` and also if it is `???`."""
+    if re.fullmatch(r"\\*\?\?\?", text):
+        return "\\" + text
+    return re.sub(r"(\\*)\$\{", lambda match: match[1] * 2 + r"\${", text)
 
 
 def find_config(name: str) -> Path:
@@ -125,6 +157,9 @@ def _split(override: str) -> tuple[list[str], str]:
     return path.strip().split("."), text
 
 
+_PROMPTS = ("prompt", "negative_prompt")
+
+
 def _override(keys: list[str], text: str, config: schema.Config) -> _Layer:
     path = ".".join(keys)
     value: Any = text
@@ -134,12 +169,14 @@ def _override(keys: list[str], text: str, config: schema.Config) -> _Layer:
             value = parse(text)
         except yaml.YAMLError as error:
             raise UserError(f"{path}={text}: the value is not valid YAML: {problem(error)}") from None
+    if path in _PROMPTS and isinstance(value, str):
+        value = escape(value)
     for key in reversed(keys):
         value = {key: value}
     return _Layer(value, f"{path}={text}")
 
 
-def _choose_kinds(config: schema.Config, layer: _Layer) -> None:
+def _choose_kinds(config: schema.Config, merged: DictConfig, layer: _Layer) -> None:
     """Give the sections the kinds that the layer names, keeping what was changed and both kinds have."""
     for name, kinds in schema.KINDS.items():
         section = layer.values.get(name)
@@ -149,37 +186,60 @@ def _choose_kinds(config: schema.Config, layer: _Layer) -> None:
         if not isinstance(kind, str) or kind not in kinds:
             raise _wrong_value(f"{name}.type", kind, Literal[tuple(kinds)], layer)
         if kind != old.type:
-            new, default = kinds[kind](), type(old)()
-            for key in _hints(type(old)).keys() & _hints(type(new)).keys() - {"type"}:
-                if getattr(old, key) != getattr(default, key):
-                    setattr(new, key, getattr(old, key))
+            written = cast(dict[str, Any], OmegaConf.to_container(merged[name]))
+            new = kinds[kind]()
+            both = _hints(type(old)).keys() & _hints(type(new)).keys() - {"type"}
             setattr(config, name, new)
+            merged[name] = new
+            merged[name].merge_with({key: written[key] for key in both if written[key] != getattr(old, key)})
+
+
+def _merge(config: schema.Config, merged: DictConfig, layer: _Layer) -> None:
+    try:
+        merged.merge_with(_checked(config, layer.values, "", config, layer))
+    except OmegaConfBaseException as error:
+        raise _unresolved(error, merged, config, [layer]) from None
 
 
 # ------------------------------------------------------------------------------------------- values
 
 
-def _apply(section: Any, values: Mapping[str, Any], prefix: str, config: schema.Config, layer: _Layer) -> None:
-    """Set the section's fields to a layer's values, each checked."""
-    hints = _hints(type(section))
+def _checked(
+    section: Any, values: Mapping[str, Any], prefix: str, config: schema.Config, layer: _Layer
+) -> dict[str, Any]:
+    """A layer's values for a section, each checked, and every Ramp as a mapping."""
+    hints, result = _hints(type(section)), {}
     for key, value in values.items():
         path = f"{prefix}{key}"
         if key not in hints:
             raise _unknown_key(path, list(hints), config, layer)
         old = getattr(section, key)
-        if isinstance(old, schema.Ramp) and _is_number(value):
-            setattr(section, key, schema.constant(_converted(path, value, float, layer)))
-        elif is_dataclass(old):
+        if isinstance(old, schema.Ramp) and (_is_number(value) or _is_interpolation(value)):
+            value = _ramp(value, config)
+        if is_dataclass(old):
             if not isinstance(value, dict):
                 raise _wrong_value(path, value, type(old), layer)
-            _apply(old, value, f"{path}.", config, layer)
+            result[key] = _checked(old, value, f"{path}.", config, layer)
         elif isinstance(value, dict) and value:
             raise _unknown_key(f"{path}.{next(iter(value))}", [], config, layer)
         elif not (key == "type" and prefix[:-1] in schema.KINDS):  # which is chosen already
-            setattr(section, key, _converted(path, value, hints[key], layer))
+            result[key] = _converted(path, value, hints[key], layer)
+    return result
+
+
+def _ramp(value: Any, config: schema.Config) -> dict[str, Any]:
+    """The mapping that one value for a Ramp stands for: a number, or `${key}` of a number or another Ramp."""
+    other = value[2:-1] if isinstance(value, str) else ""
+    if _type_of(other, config) is schema.Ramp:
+        return {part: f"${{{other}.{part}}}" for part in _hints(schema.Ramp)}
+    return {"first": value, "last": value, "begin": 0.0, "end": 1.0}
 
 
 def _converted(path: str, value: Any, hint: Any, layer: _Layer) -> Any:
+    if _is_interpolation(value):
+        return value  # OmegaConf checks what it resolves to
+    if value == "???":
+        raise UserError(f"{layer.where(path)}: {path} is ???, which stands for a missing value; give it one")
     if get_origin(hint) is list and isinstance(value, list):
         try:
             return [_converted(path, item, get_args(hint)[0], layer) for item in value]
@@ -195,7 +255,8 @@ def _converted(path: str, value: Any, hint: Any, layer: _Layer) -> Any:
     elif hint in (str, bool, int):
         fits = type(value) is hint
     else:
-        fits = hint is Any
+        flat = all(isinstance(item, (str, int, float)) for item in (value if isinstance(value, list) else [value]))
+        fits = hint is Any and flat
     if not fits:
         raise _wrong_value(path, value, hint, layer)
     return value
@@ -205,11 +266,17 @@ def _is_number(value: Any) -> bool:
     return isinstance(value, (int, float)) and not isinstance(value, bool)
 
 
+def _is_interpolation(value: Any) -> bool:
+    return isinstance(value, str) and "${" in value
+
+
 # ------------------------------------------------------------------------------------------- errors
 
 
+_ALL_KEYS = "`carv3d config` lists all keys"
+
+
 def _unknown_key(path: str, siblings: list[str], config: schema.Config, layer: _Layer) -> UserError:
-    """Suggests, in this order: the same key elsewhere, a near one beside it, a near one elsewhere."""
     prefix, _, key = path.rpartition(".")
     parent, where = _type_of(prefix, config), layer.where(path)
     if _type_of(path, config) is not None:
@@ -218,6 +285,15 @@ def _unknown_key(path: str, siblings: list[str], config: schema.Config, layer: _
         if key in _hints(of):
             used = getattr(config, prefix).type
             return UserError(f"{where}: {path!r} is of {prefix}.type={kind}, but the type is {used}")
+    hint = _nearest(path, siblings, config)
+    if not hint and parent is not None and not is_dataclass(parent):
+        hint = f"{prefix!r} takes {_accepted(parent)}"
+    return UserError(f"{where}: unknown key {path!r}; {hint or _ALL_KEYS}")
+
+
+def _nearest(path: str, siblings: list[str], config: schema.Config) -> str:
+    """Suggests, in this order: the same key elsewhere, a near one beside it, a near one elsewhere."""
+    prefix, _, key = path.rpartition(".")
     leaf_of = {full: full.rpartition(".")[2] for full in _paths(config)}
     near = [full for full, leaf in leaf_of.items() if leaf == key][:3]
     if not near:
@@ -227,19 +303,40 @@ def _unknown_key(path: str, siblings: list[str], config: schema.Config, layer: _
     if not near:
         leaves = difflib.get_close_matches(key, set(leaf_of.values()), 1)
         near = [full for full, leaf in leaf_of.items() if leaf in leaves][:3]
-    if near:
-        hint = f"did you mean {' or '.join(map(repr, near))}?"
-    elif parent is not None and not is_dataclass(parent):
-        hint = f"{prefix!r} takes {_accepted(parent)}"
-    else:
-        hint = "`carv3d config` lists all keys"
-    return UserError(f"{where}: unknown key {path!r}; {hint}")
+    return f"did you mean {' or '.join(map(repr, near))}?" if near else ""
 
 
 def _wrong_value(path: str, value: Any, hint: Any, layer: _Layer) -> UserError:
     shown = "no value" if value is None else repr(value)
     quotes = "; put it in quotes" if hint is str and value is not None else ""
     return UserError(f"{layer.where(path)}: {path} takes {_accepted(hint)}, not {shown}{quotes}")
+
+
+def _unresolved(
+    error: OmegaConfBaseException, merged: DictConfig, config: schema.Config, layers: Sequence[_Layer]
+) -> UserError:
+    """Of an interpolation, pointing at the last layer that says something about the key."""
+    path = re.sub(r"\[.*", "", error.full_key or "") or _first_unresolved(merged, config)
+    layer = next((layer for layer in reversed(layers) if layer.says(path)), layers[-1])
+    reason = textwrap.shorten(str(error.msg).partition("\n    full_key:")[0], 200)
+    if isinstance(error, InterpolationKeyError):
+        wanted = re.search("'(.*?)'", reason)
+        hint = (wanted and _nearest(wanted[1], [], config)) or _ALL_KEYS
+    elif isinstance(error, GrammarParseError):
+        hint = r"write \${ where a plain ${ is meant"
+    else:
+        hint = f"it takes {_accepted(_type_of(path, config))}"
+    return UserError(f"{layer.where(path)}: {path}: {reason}; {hint}")
+
+
+def _first_unresolved(merged: DictConfig, config: schema.Config) -> str:
+    """For the errors of OmegaConf that do not tell the key: a list from something that is none."""
+    for path in _paths(config):
+        try:
+            OmegaConf.select(merged, path)
+        except OmegaConfBaseException:
+            return path
+    return ""
 
 
 def _accepted(hint: Any) -> str:

@@ -15,6 +15,7 @@ from typing import Any, Literal, get_args, get_origin, get_type_hints
 import yaml
 
 from carv3d.config import schema
+from carv3d.config.loading import escape
 
 
 def to_yaml(config: schema.Config) -> str:
@@ -68,7 +69,7 @@ def _value(value: Any, hint: Any) -> str:
         # Text is quoted, so that none of it is ever read as a number or a boolean.
         plain = get_origin(hint) is Literal or (re.fullmatch("[a-z]{3,}", value) and value not in _YAML_WORDS)
         style = None if plain else '"'
-        return _dump(value, style)
+        return _dump(escape(value), style)
     return _dump(value, None)
 
 
