@@ -8,13 +8,17 @@ import re
 import shlex
 import sys
 from pathlib import Path
-from typing import Annotated, Any
+from typing import TYPE_CHECKING, Annotated, Any, NoReturn
 
 import typer
 from rich.console import Console
 
 from carv3d import __version__
 from carv3d.errors import UserError
+
+if TYPE_CHECKING:
+    from carv3d.runs import Run
+    from carv3d.teachers import Teacher
 
 # Workers that spin while they wait make two threads on two busy cores slower than one.
 os.environ.setdefault("OMP_WAIT_POLICY", "PASSIVE")
@@ -75,11 +79,18 @@ def generate(
     from carv3d.config import find_config, load, require_prompt, validate
 
     if resume:
-        if words or output or force:
-            raise UserError("--resume takes the run's own config: leave out everything else")
+        name, prompt, overrides = _sort_words(words or [])
+        if name or prompt or output or force:
+            raise UserError("--resume goes on with the run's own config: it takes KEY=VALUE and nothing else")
         from carv3d.runs import Run
 
         run = Run.open(resume, write=True)
+        with run:
+            config = load(run.path / "config.yaml", overrides)
+            validate(config)
+            if overrides:
+                run.save_config(config)
+            _finish(run, resume=True, teacher=None, as_json=as_json)
     else:
         name, prompt, overrides = _sort_words(words or [])
         source = find_config(name or _DEFAULT_CONFIG)
@@ -90,29 +101,37 @@ def generate(
         validate(config)
         require_prompt(config)
         from carv3d import build
+        from carv3d.generation import cores
         from carv3d.runs import Run
         from carv3d.shapes import parse
 
         device = build.device(config)
+        # As found, not as asked for: a run that goes on elsewhere keeps its device and its order of sums.
+        config.device, config.threads = str(device), config.threads or cores()
         if getattr(config.teacher, "path", "builtin") == "builtin" and not config.force:
             parse(config.prompt)
         teacher = build.teacher(config, device)  # before the folder is made: nothing is left of a mistake
-        run = Run.create(config, source.stem, shlex.join(sys.argv), folder=output, device=device)
-    with run:
-        from carv3d.generation import generate as generate_run
+        with Run.create(config, source.stem, shlex.join(sys.argv), folder=output, device=device) as run:
+            _finish(run, resume=False, teacher=teacher, as_json=as_json)
 
-        _console.print(f"[bold]{run.config.prompt}[/] → {run.path}")
-        try:
-            generate_run(run, resume=bool(resume), console=_console, teacher=None if resume else teacher)
-        except KeyboardInterrupt:
-            _console.print(f"stopped and saved; go on with: carv3d generate --resume {shlex.quote(str(run.path))}")
-            raise typer.Exit(130) from None
+
+def _finish(run: Run, *, resume: bool, teacher: Teacher | None, as_json: bool) -> None:
+    """Train to the end, make the results, say where they are."""
+    from carv3d.generation import generate as generate_run
+
+    _console.print(f"{run.config.prompt} → {run.path}", markup=False, highlight=False, soft_wrap=True)
+    try:
+        generate_run(run, resume=resume, console=_console, teacher=teacher)
+    except KeyboardInterrupt:
+        command = f"carv3d generate --resume {shlex.quote(str(run.path))}"
+        _console.print(f"stopped and saved; go on with: {command}", markup=False, highlight=False, soft_wrap=True)
+        raise typer.Exit(130) from None
     if as_json:
         print(json.dumps({"run": str(run.path)}))
         return
     for name in ("contact_sheet.png", "turntable.mp4", "mesh"):
         if (run.path / name).exists():
-            _console.print(f"  {run.path / name}")
+            _console.print(f"  {run.path / name}", markup=False, highlight=False, soft_wrap=True)
 
 
 @app.command()
@@ -141,7 +160,7 @@ def render(
         path = output or run.turntable
         with disk_errors(path), _console.status("rendering"):
             results.write_turntable(trained.scene, trained.renderer, sampler, section, path)
-            sheet = path.with_name("contact_sheet.png")
+            sheet = path.with_name("contact_sheet.png" if output is None else f"{path.stem}_contact_sheet.png")
             results.write_contact_sheet(trained.scene, trained.renderer, sampler, sheet)
     _console.print(f"{path}\n{sheet}")
 
@@ -162,24 +181,22 @@ def export(
 
     Example: `carv3d export outputs/shapes/a-red-mushroom-1 --format glb,obj --resolution 192`
     """
-    from carv3d.config import validate
+    from carv3d.config import load, validate
     from carv3d.generation import load_trained, set_threads
     from carv3d.results import export_mesh
     from carv3d.runs import Run, disk_errors
 
     with Run.open(run_path) as run:
-        config = run.config
         given = {
-            "formats": formats.split(",") if formats else None,
+            "formats": f"[{formats}]" if formats else None,
             "resolution": resolution,
             "threshold": threshold,
             "faces": faces,
             "texture": texture,
             "texture_size": texture_size,
         }
-        for key, value in given.items():
-            if value is not None:
-                setattr(config.mesh, key, value)
+        overrides = [f"mesh.{key}={value}" for key, value in given.items() if value is not None]
+        config = load(run.path / "config.yaml", overrides)
         validate(config)
         set_threads(config)
         folder = output or run.mesh
@@ -267,14 +284,22 @@ def main() -> None:
     try:
         app()
     except UserError as error:
-        _console.print(f"[bold red]error:[/] {_plain(error)}", highlight=False, soft_wrap=True)
-        sys.exit(2)
+        _fail(str(error))
+    except (MemoryError, RuntimeError) as error:
+        # torch's own classes for this are not imported here: that would take seconds.
+        if "out of memory" not in str(error) and "can't allocate memory" not in str(error):
+            raise
+        _fail(
+            "out of memory: lower guidance.chunk (draws a teacher call), guidance.renders, renderer.samples or the "
+            "cameras' size, or use teacher.dtype=float16; a run goes on from its last checkpoint with --resume"
+        )
 
 
-def _plain(error: Exception) -> str:
+def _fail(message: str) -> NoReturn:
     from rich.markup import escape
 
-    return escape(" ".join(str(error).split()))
+    _console.print(f"[bold red]error:[/] {escape(' '.join(message.split()))}", highlight=False, soft_wrap=True)
+    sys.exit(2)
 
 
 if __name__ == "__main__":

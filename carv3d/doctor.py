@@ -2,7 +2,6 @@
 
 from __future__ import annotations
 
-import os
 import shutil
 import sys
 import tempfile
@@ -13,6 +12,7 @@ from pathlib import Path
 import torch
 
 from carv3d.errors import UserError
+from carv3d.generation import cores
 from carv3d.runs.environment import cpu_name
 from carv3d.teachers import DiffusersTeacher
 
@@ -30,11 +30,10 @@ class Finding:
 
 def examine(output_dir: Path = Path("outputs")) -> list[Finding]:
     """Look at Python, torch, devices, the built-in teacher, the video encoder and the disk."""
-    cores = len(os.sched_getaffinity(0)) if hasattr(os, "sched_getaffinity") else os.cpu_count()
     findings = [
         Finding("python", sys.version_info >= (3, 10), sys.version.split()[0]),
         Finding("torch", True, str(torch.__version__)),
-        Finding("cpu", True, f"{cpu_name()}, {cores} cores"),
+        Finding("cpu", True, f"{cpu_name()}, {cores()} cores"),
         Finding("cuda", True, _cuda()),
         Finding("nerfacc", True, _installed("nerfacc")),
     ]

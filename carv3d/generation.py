@@ -36,10 +36,14 @@ log = logging.getLogger(__name__)
 _FETCH_EVERY = 10
 
 
+def cores() -> int:
+    """The CPU cores that this process may run on."""
+    return len(os.sched_getaffinity(0)) if hasattr(os, "sched_getaffinity") else os.cpu_count() or 1
+
+
 def set_threads(config: Config) -> None:
-    """Torch's CPU threads: as the config says, or as many as there are cores this process may run on."""
-    cores = len(os.sched_getaffinity(0)) if hasattr(os, "sched_getaffinity") else os.cpu_count() or 1
-    torch.set_num_threads(config.threads or cores)
+    """Torch's CPU threads: as the config says, or one a core."""
+    torch.set_num_threads(config.threads or cores())
 
 
 @dataclass(frozen=True)
@@ -65,6 +69,8 @@ def load_trained(run: Run, config: Config | None = None) -> Trained:
         UserError: no checkpoint, a corrupt one, or one that does not fit the run's config.
     """
     config = config or run.config
+    if config.device.startswith("cuda") and not torch.cuda.is_available():
+        config.device = "cpu"  # what was trained on a GPU can be looked at without one
     device = build.device(config)
     checkpoint = run.load_checkpoint()
     scene = build.scene(config, torch.Generator(device))
@@ -144,7 +150,8 @@ class _Loop:
             while trainer.step_count < section.steps:
                 self.pending.append(trainer.step())
                 step = trainer.step_count
-                last = step == section.steps or interruption.asked
+                stop = interruption.asked  # read once: what is saved below is what stopping promises
+                last = step == section.steps or stop
                 save = last or _every(section.checkpoint_every, step)
                 show = last or _every(section.preview_every, step)
                 if save or show or len(self.pending) == _FETCH_EVERY:
@@ -158,7 +165,7 @@ class _Loop:
                     saved = step
                 if save or show:  # neither is training time
                     started = time.perf_counter()
-                if interruption.asked and step < section.steps:
+                if stop:
                     raise KeyboardInterrupt
 
     def _fetch(self) -> None:
@@ -168,8 +175,9 @@ class _Loop:
             rows = check_logs(self.pending)
         except FloatingPointError as error:
             raise UserError(
-                f"{error}; nothing was saved since the last checkpoint. Lower optimizer.lr or guidance.scale, or use "
-                f"teacher.dtype=float32, and resume {self.run.path}"
+                f"{error}; nothing was saved since the last checkpoint. Go on from it with less: "
+                f"carv3d generate --resume {self.run.path} with a lower optimizer.lr or guidance.scale, or "
+                "teacher.dtype=float32"
             ) from error
         for record, row in zip(self.pending, rows, strict=True):
             self.metrics.write(record.step, row | {"seconds": self.seconds})

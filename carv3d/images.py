@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import tempfile
 from pathlib import Path
 from typing import Any
 
@@ -10,6 +11,9 @@ import numpy as np
 import torch
 from numpy.typing import NDArray
 from torch import Tensor
+
+from carv3d.errors import UserError
+from carv3d.runs import replace_file
 
 Bytes = NDArray[np.uint8]
 
@@ -32,17 +36,31 @@ def sheet(images: Tensor, columns: int, gap: int = 2) -> Tensor:
 
 
 def write_png(image: Tensor, path: Path) -> None:
-    """(3, H, W) in [0, 1]."""
-    iio.imwrite(path, to_bytes(image[None])[0])
+    """(3, H, W) in [0, 1]; the file is there whole or not at all.
+
+    Raises:
+        UserError: the disk is full, or may not be written to.
+    """
+    replace_file(path, iio.imwrite("<bytes>", to_bytes(image[None])[0], extension=".png"))
 
 
 def write_video(frames: Tensor, path: Path, fps: int) -> None:
-    """(N, 3, H, W) in [0, 1] as H.264 in an .mp4 that browsers play.
+    """(N, 3, H, W) in [0, 1] as H.264 in an .mp4 that browsers play; the file is there whole or not at all.
 
     The encoder would resize frames whose sides are not multiples of 16 without a word: they are padded with white.
+
+    Raises:
+        UserError: the disk is full, or may not be written to.
     """
     height, width = frames.shape[-2:]
-    padding = (0, -width % 16, 0, -height % 16)
-    frames = torch.nn.functional.pad(frames, padding, value=1.0)
+    frames = torch.nn.functional.pad(frames, (0, -width % 16, 0, -height % 16), value=1.0)
     options: dict[str, Any] = {"fps": fps, "codec": "libx264", "quality": 8, "macro_block_size": 16}
-    iio.imwrite(path, to_bytes(frames), plugin="FFMPEG", **options)
+    # The encoder is a program of its own, which answers a full disk with a broken pipe: it works in the system's
+    # folder for temporary files, and the result is copied.
+    with tempfile.TemporaryDirectory() as folder:
+        finished = Path(folder) / "video.mp4"
+        try:
+            iio.imwrite(finished, to_bytes(frames), plugin="FFMPEG", **options)
+        except OSError as error:
+            raise UserError(f"the video encoder failed; is there room in {folder}? ({error})") from error
+        replace_file(path, finished.read_bytes())

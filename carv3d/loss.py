@@ -70,8 +70,10 @@ class Carv:
     @t_range.setter
     def t_range(self, fractions: tuple[float, float]) -> None:
         last = len(self.w) - 1
-        low, high = (round(fraction * len(self.w)) for fraction in fractions)
-        p = uniform_pmf(len(self.w), low, min(high, last) if fractions[1] <= 1 else high)
+        if not 0 <= fractions[0] <= fractions[1] <= 1:
+            raise ValueError(f"t_range must be two fractions of the schedule, in order, not {fractions}")
+        low, high = (min(round(fraction * len(self.w)), last) for fraction in fractions)
+        p = uniform_pmf(len(self.w), low, high)
         self._t_range = fractions
         self.proposal = proposal(p, self.w, self._kind).to(self._w_device.device)
 

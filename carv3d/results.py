@@ -15,6 +15,7 @@ from carv3d.config.schema import Turntable
 from carv3d.images import sheet, write_png, write_video
 from carv3d.mesh import Mesh, bake_texture, extract, save
 from carv3d.renderers import VolumeRenderer
+from carv3d.runs import disk_errors
 from carv3d.scenes import Scene
 
 Progress = Callable[[int, int], None]
@@ -89,7 +90,8 @@ def export_mesh(scene: Scene, section: MeshConfig, folder: Path) -> tuple[Mesh, 
     )
     if section.texture == "uv":
         mesh = bake_texture(mesh, scene, section.texture_size)
-    return mesh, save(mesh, folder, section.formats)
+    with disk_errors(folder):
+        return mesh, save(mesh, folder, section.formats)
 
 
 def _around(sampler: CameraSampler, count: int, elevation: float, size: int) -> Cameras:

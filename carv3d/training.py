@@ -14,7 +14,6 @@ from carv3d.loss import check_finite
 from carv3d.regularisers import opacity, orientation, sparsity, total_variation
 from carv3d.renderers import Render
 from carv3d.runs import generator_tensors, optimizer_state, optimizer_tensors, restore_generators
-from carv3d.schedules import value
 from carv3d.teachers import Teacher
 from carv3d.timing import Clock
 
@@ -54,10 +53,8 @@ class Trainer:
         self.renderer = build.renderer(config, self.device)
         self.sampler = build.camera_sampler(config)
         self.carv = build.carv(config, self.teacher)
-        rate = config.optimizer.lr.first
-        groups = self.scene.parameter_groups(rate) + self.renderer.parameter_groups(rate)
-        # A group's own rate is kept as a share of the scheduled one.
-        self._lr_shares = [group["lr"] / rate for group in groups]
+        groups = self.scene.parameter_groups(1.0) + self.renderer.parameter_groups(1.0)
+        self._lr_shares = [group["lr"] for group in groups]  # of the scheduled rate
         first, second = config.optimizer.betas
         self.optimizer = torch.optim.Adam(groups, betas=(first, second), eps=config.optimizer.eps)
         self.step_count = 0
@@ -72,7 +69,7 @@ class Trainer:
 
         with clock("render"):
             cameras = self.sampler.sample(config.guidance.renders, self.rng).to(self.device)
-            normals = value(config.regularisers.orientation, fraction) > 0
+            normals = config.regularisers.orientation.at(fraction) > 0
             render = self.renderer(self.scene, cameras, self.rng, normals=normals)
         with clock("encode"):
             z = self.teacher.encode(render.rgb, self.rng)
@@ -117,23 +114,23 @@ class Trainer:
 
     def _set_schedules(self, fraction: float) -> None:
         guidance = self.config.guidance
-        t_range = (value(guidance.t_min, fraction), value(guidance.t_max, fraction))
+        t_range = (guidance.t_min.at(fraction), guidance.t_max.at(fraction))
         if t_range != self.carv.t_range:
             self.carv.t_range = t_range
-        rate = value(self.config.optimizer.lr, fraction)
+        rate = self.config.optimizer.lr.at(fraction)
         for group, share in zip(self.optimizer.param_groups, self._lr_shares, strict=True):
             group["lr"] = rate * share
 
     def _regularise(self, render: Render, fraction: float) -> Tensor:
         weights = self.config.regularisers
         total = render.rgb.new_zeros(())
-        if (w := value(weights.sparsity, fraction)) > 0:
+        if (w := weights.sparsity.at(fraction)) > 0:
             total = total + w * sparsity(render)
-        if (w := value(weights.opacity, fraction)) > 0:
+        if (w := weights.opacity.at(fraction)) > 0:
             total = total + w * opacity(render)
-        if (w := value(weights.orientation, fraction)) > 0:
+        if (w := weights.orientation.at(fraction)) > 0:
             total = total + w * orientation(render)
-        if (w := value(weights.total_variation, fraction)) > 0:
+        if (w := weights.total_variation.at(fraction)) > 0:
             total = total + w * total_variation(self.scene)
         return total
 

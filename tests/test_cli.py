@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import errno
 import json
 import shutil
 import subprocess
@@ -12,7 +13,8 @@ import imageio.v3 as iio
 import pytest
 import trimesh
 
-from carv3d import cli
+from carv3d import cli, images
+from carv3d.runs import disk_errors
 from carv3d.teachers.diffusers_pipeline import BUILTIN
 from tests.test_teachers import make_pipeline
 
@@ -208,6 +210,38 @@ def test_checkpoints_that_cannot_be_used(
         "pickle": r"\.pt files may run code",
     }[spoil]
     assert code == 2 and message.replace("\\", "") in err and "Traceback" not in err
+
+
+def test_full_disk_is_one_line_and_the_run_goes_on(
+    tmp_path: Path, monkeypatch: pytest.MonkeyPatch, capsys: pytest.CaptureFixture[str]
+) -> None:
+    """The disk fills up at the turntable: no half video, the checkpoint stays, --resume finishes."""
+    folder, real = tmp_path / "run", images.replace_file
+
+    def full(path: Path, data: bytes) -> None:
+        if path.suffix == ".mp4":
+            with disk_errors(path):
+                raise OSError(errno.ENOSPC, "No space left on device")
+        real(path, data)
+
+    monkeypatch.setattr(images, "replace_file", full)
+    words = [w for w in QUICK if not w.startswith("training")] + ["training.steps=5", "mesh.formats=[]"]
+    code, _, err = carv3d("generate", "a red cone", *words, "--output", str(folder), capsys=capsys)
+    assert code == 2 and "the disk is full" in err and "Traceback" not in err
+    assert not list(folder.glob("*.mp4")) and (folder / "checkpoints" / "step_000005").exists()
+    monkeypatch.undo()
+    assert carv3d("generate", "--resume", str(folder))[0] == 0 and (folder / "turntable.mp4").exists()
+
+
+def test_out_of_memory_says_what_to_lower(
+    run: Path, monkeypatch: pytest.MonkeyPatch, capsys: pytest.CaptureFixture[str]
+) -> None:
+    def fail(*_: object) -> None:
+        raise RuntimeError("CUDA out of memory. Tried to allocate 20.00 MiB")
+
+    monkeypatch.setattr("carv3d.generation.load_trained", fail)
+    code, _, err = carv3d("render", str(run), capsys=capsys)
+    assert code == 2 and "guidance.chunk" in err and "Traceback" not in err
 
 
 def test_config_lists_every_key(capsys: pytest.CaptureFixture[str]) -> None:

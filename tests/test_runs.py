@@ -356,6 +356,7 @@ def test_kill_9_while_saving_leaves_a_whole_checkpoint(config: Config) -> None:
 import sys, torch
 from carv3d.runs import Run
 run = Run.open(sys.argv[1], write=True)
+run.config
 print("go", flush=True)
 for step in range(1, 10**6):
     number = step // 2  # every other time over the same step

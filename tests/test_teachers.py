@@ -15,6 +15,7 @@ from diffusers import (
     StableDiffusionPipeline,
     UNet2DConditionModel,
 )
+from safetensors.torch import load_file, save_file
 from transformers import CLIPTextConfig, CLIPTextModel, CLIPTokenizer
 
 from carv3d.cameras import Cameras
@@ -243,6 +244,29 @@ def test_weights_that_cannot_be_loaded_are_one_line(pipeline: Path, tmp_path: Pa
     with pytest.raises(UserError, match=message) as caught:
         DiffusersTeacher(folder)
     assert "\n" not in str(caught.value)
+
+
+def test_weights_that_lack_a_tensor_are_refused(pipeline: Path, tmp_path: Path) -> None:
+    """The libraries would fill it with random numbers and train on."""
+    folder = tmp_path / "teacher"
+    shutil.copytree(pipeline, folder)
+    path = next((folder / "unet").glob("*.safetensors"))
+    tensors = load_file(path)
+    del tensors["conv_in.weight"]
+    save_file(tensors, path, metadata={"format": "pt"})
+    with pytest.raises(UserError, match=r"unet lacks 1 tensors, conv_in\.weight"):
+        DiffusersTeacher(folder)
+
+
+@pytest.mark.parametrize("change", [{"beta_schedule": "squaredcos_cap_v2"}, {"rescale_betas_zero_snr": True}])
+def test_schedules_that_it_cannot_follow_are_refused(pipeline: Path, tmp_path: Path, change: dict[str, object]) -> None:
+    """A wrong schedule would train towards nothing, in silence."""
+    folder = tmp_path / "teacher"
+    shutil.copytree(pipeline, folder)
+    path = folder / "scheduler" / "scheduler_config.json"
+    path.write_text(json.dumps(json.loads(path.read_text()) | change))
+    with pytest.raises(UserError, match="not supported"):
+        DiffusersTeacher(folder)
 
 
 def test_unknown_prediction_type_is_refused(pipeline: Path, tmp_path: Path) -> None:

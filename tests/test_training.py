@@ -18,7 +18,6 @@ from carv3d.errors import UserError
 from carv3d.evaluation import Judge
 from carv3d.generation import generate
 from carv3d.runs import Run, read_metrics
-from carv3d.schedules import value
 from carv3d.shapes import parse
 from carv3d.teachers import ExactTeacher
 from carv3d.training import Trainer, check_logs
@@ -195,8 +194,8 @@ def test_figures_are_reported() -> None:
 def test_ramps() -> None:
     """Flat, linear, flat."""
     ramp = Ramp(first=2.0, last=4.0, begin=0.25, end=0.75)
-    assert [value(ramp, f) for f in (0, 0.25, 0.5, 0.75, 1)] == [2, 2, 3, 4, 4]
-    assert value(Ramp(1.0, 1.0), 0.3) == 1
+    assert [ramp.at(f) for f in (0, 0.25, 0.5, 0.75, 1)] == [2, 2, 3, 4, 4]
+    assert Ramp(1.0, 1.0).at(0.3) == 1
 
 
 @pytest.mark.parametrize("name", ["sparsity", "opacity", "orientation", "total_variation"])

@@ -134,6 +134,8 @@ def _cameras(config: schema.Config) -> Iterator[_Rule]:
 
 def _renderer(renderer: schema.Renderer) -> Iterator[_Rule]:
     yield from _at_least(renderer, "renderer", samples=1, occupancy_resolution=0, occupancy_every=1)
+    cells = renderer.occupancy_resolution
+    yield "renderer.occupancy_resolution", cells, cells <= 256, "at most 256"
     yield from _at_least(renderer, "renderer", occupancy_threshold=0)
     background = renderer.background
     if isinstance(background, list):

@@ -89,8 +89,10 @@ class Run:
             made_with = json.dumps(environment(line, device), indent=1) + "\n"
             replace_file(path / "environment.json", made_with.encode())  # last: it makes the folder a run
         except BaseException:
+            mine = run._lock is not None
             run.close()
-            shutil.rmtree(path, ignore_errors=True)  # it was empty before
+            if mine:  # it was empty before; without the lock it is another process's by now
+                shutil.rmtree(path, ignore_errors=True)
             raise
         return run
 

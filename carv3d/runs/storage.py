@@ -18,6 +18,9 @@ _REASONS = {
     errno.EPERM: "permission denied; use a folder you may write to",
     errno.EROFS: "the disk is read-only; use another one",
     errno.ENOTDIR: "a part of the path is a file; use another path",
+    errno.EEXIST: "a file of that name is in the way; use another path",
+    errno.ENOENT: "there is no such folder; make it first",
+    errno.EISDIR: "it is a folder; use another path",
     errno.ENAMETOOLONG: "the path is too long; use a shorter one",
 }
 
@@ -56,6 +59,8 @@ def replace_file(path: Path, data: bytes) -> None:
     Raises:
         UserError: the disk is full, or may not be written to.
     """
+    if path.exists() and not path.is_file():
+        raise UserError(f"cannot write {path}: something that is no plain file is there; use another path")
     with disk_errors(path):
         temporary = path.parent / f".{path.name}-{os.getpid()}.tmp"
         try:

@@ -78,16 +78,10 @@ class DiffusersTeacher:
             self._load(source)
         except Exception as error:
             raise UserError(_why_not_loaded(source, error)) from error
-        scheduler = self._scheduler_config
-        self.prediction = scheduler.get("prediction_type", "epsilon")
+        self.prediction = self._scheduler_config.get("prediction_type", "epsilon")
         if self.prediction not in ("epsilon", "v_prediction"):
             raise UserError(f"{source}: prediction type {self.prediction!r} is not supported (epsilon, v_prediction)")
-        self.schedule = NoiseSchedule.of_betas(
-            scheduler["beta_schedule"],
-            scheduler["beta_start"],
-            scheduler["beta_end"],
-            scheduler["num_train_timesteps"],
-        ).to(self.device)
+        self.schedule = _schedule(self._scheduler_config, source).to(self.device)
         config = self.unet.config
         can = config.class_embed_type == "projection" and config.projection_class_embeddings_input_dim == 4
         if camera == "vector" and not can:
@@ -105,16 +99,22 @@ class DiffusersTeacher:
         from diffusers import AutoencoderKL, DDPMScheduler, UNet2DConditionModel
         from transformers import CLIPTextModel, CLIPTokenizer
 
+        def load(kind: Any, part: str, **options: Any) -> Any:
+            options |= {"use_safetensors": True, "output_loading_info": True}
+            network, info = kind.from_pretrained(source, subfolder=part, **options)
+            # The libraries fill what is missing with random numbers, and only warn.
+            missing = sorted(key for key in info["missing_keys"] if not key.endswith("position_ids"))
+            if missing:
+                raise ValueError(f"{part} lacks {len(missing)} tensors, {missing[0]} among them")
+            return network.eval().requires_grad_(False).to(self.device)
+
         # The networks fit in memory twice while they load; saying so spares a warning for want of accelerate.
-        kwargs: dict[str, Any] = {"use_safetensors": True, "torch_dtype": self.dtype, "low_cpu_mem_usage": False}
-        self.vae = AutoencoderKL.from_pretrained(source, subfolder="vae", **kwargs)
-        self.unet = UNet2DConditionModel.from_pretrained(source, subfolder="unet", **kwargs)
-        kwargs = {"use_safetensors": True, "dtype": self.dtype}
-        self.text_encoder = CLIPTextModel.from_pretrained(source, subfolder="text_encoder", **kwargs)
+        diffusers: dict[str, Any] = {"torch_dtype": self.dtype, "low_cpu_mem_usage": False}
+        self.vae = load(AutoencoderKL, "vae", **diffusers)
+        self.unet = load(UNet2DConditionModel, "unet", **diffusers)
+        self.text_encoder = load(CLIPTextModel, "text_encoder", dtype=self.dtype)
         self.tokenizer = CLIPTokenizer.from_pretrained(source, subfolder="tokenizer")
         self._scheduler_config: dict[str, Any] = DDPMScheduler.load_config(source, subfolder="scheduler")
-        for network in (self.vae, self.unet, self.text_encoder):
-            network.eval().requires_grad_(False).to(self.device)
 
     def encode(self, rgb: Tensor, rng: torch.Generator | None = None) -> Tensor:
         """Latents (R, C, h, w), float32, of pictures (R, 3, H, W) in [0, 1]; differentiable."""
@@ -183,6 +183,18 @@ class DiffusersTeacher:
             ).input_ids
             self._texts[text] = self.text_encoder(ids.to(self.device))[0]
         return self._texts[text]
+
+
+def _schedule(config: dict[str, Any], source: str | Path) -> NoiseSchedule:
+    """The noise schedule that a scheduler's config describes."""
+    if config.get("trained_betas") is not None or config.get("rescale_betas_zero_snr"):
+        raise UserError(f"{source}: schedulers with trained_betas or rescale_betas_zero_snr are not supported")
+    try:
+        return NoiseSchedule.of_betas(
+            config["beta_schedule"], config["beta_start"], config["beta_end"], config["num_train_timesteps"]
+        )
+    except (KeyError, ValueError) as error:
+        raise UserError(f"{source}: its noise schedule is not supported ({error})") from error
 
 
 def _why_not_loaded(source: str | Path, error: Exception) -> str:

@@ -73,7 +73,7 @@ class ExactTeacher:
         """The nearest reference pictures of each camera; the negative prompt means nothing here."""
         points, directions = self._references(parse(prompt))
         own = F.normalize(cameras.c2w[:, :3, 3], dim=-1).to(points.device)
-        cosine, nearest = (own @ directions.T).topk(self.neighbours, dim=1)
+        cosine, nearest = (own @ directions.T).topk(min(self.neighbours, len(points)), dim=1)
         return ExactCondition(points[nearest], self.concentration * (cosine - 1))
 
     @torch.no_grad()
