@@ -36,6 +36,7 @@ setup(
         "fast-simplification>=0.1.7",
         "imageio>=2.34",
         "imageio-ffmpeg>=0.5",
+        "manifold3d>=3",
         "nerfacc>=0.5.3",
         "numpy>=1.26",
         "omegaconf>=2.4",  # its dataclasses may have Literal fields

@@ -170,7 +170,9 @@ def export(
     run_path: RunPath,
     formats: Annotated[str | None, typer.Option("--format", help="glb, obj, ply; several with commas.")] = None,
     resolution: Annotated[int | None, typer.Option(min=8, help="Cells along a side of the isosurface grid.")] = None,
-    threshold: Annotated[float | None, typer.Option(help="Density of the surface; default: found by itself.")] = None,
+    threshold: Annotated[
+        float | None, typer.Option(help="Share of the light absorbed at the surface; lower: fatter.")
+    ] = None,
     faces: Annotated[int | None, typer.Option(min=0, help="Most triangles; 0: all.")] = None,
     texture: Annotated[str | None, typer.Option(help="uv (a baked picture) or vertex (vertex colours).")] = None,
     texture_size: Annotated[int | None, typer.Option(min=16, help="Pixels along a side of the picture.")] = None,
@@ -213,7 +215,7 @@ def export(
     else:
         for file in report["files"]:
             _console.print(file)
-        _console.print(f"{report['faces']} faces, threshold {mesh.info.get('threshold', 0):.3g}")
+        _console.print(f"{report['faces']} faces, closed: {'yes' if mesh.info['watertight'] else 'no'}")
 
 
 @app.command()

@@ -85,7 +85,7 @@ def export_mesh(scene: Scene, section: MeshConfig, folder: Path) -> tuple[Mesh, 
     mesh = extract(
         scene,
         resolution=section.resolution,
-        threshold=section.threshold or None,
+        threshold=section.threshold,
         faces=section.faces or None,
     )
     if section.texture == "uv":

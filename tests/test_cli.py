@@ -179,7 +179,7 @@ def test_output_folder_in_use_is_left_alone(tmp_path: Path, capsys: pytest.Captu
 
 def test_empty_isosurface_says_the_density_range(run: Path, tmp_path: Path, capsys: pytest.CaptureFixture[str]) -> None:
     """And a threshold to try; no file is made."""
-    code, _, err = carv3d("export", str(run), "--threshold", "1e9", "--output", str(tmp_path / "m"), capsys=capsys)
+    code, _, err = carv3d("export", str(run), "--threshold", "0.999999", "--output", str(tmp_path / "m"), capsys=capsys)
     assert code == 2 and "densit" in err and "threshold" in err
     assert not list(tmp_path.rglob("mesh.*"))
 

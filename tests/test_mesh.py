@@ -17,7 +17,7 @@ import trimesh
 from carv3d.cameras import Cameras, orbit
 from carv3d.errors import UserError
 from carv3d.mesh import Mesh, bake_texture, extract, load, save
-from carv3d.mesh.isosurface import _closed, _cut, best_threshold
+from carv3d.mesh.isosurface import _closed, _cut, _simplify, shade
 from carv3d.mesh.raster import sample_texture
 from carv3d.renderers.mesh import render_mesh
 
@@ -66,6 +66,11 @@ def solid(mesh: Mesh) -> trimesh.Trimesh:
     return trimesh.Trimesh(mesh.vertices, mesh.faces)
 
 
+def radius(surface: trimesh.Trimesh) -> float:
+    """Of the ball with this volume."""
+    return float((surface.volume * 3 / 4 / math.pi) ** (1 / 3))
+
+
 def opacity(field: Solid, cameras: Cameras, steps: int = 192) -> torch.Tensor:
     """The field's own opacity, (R, 1, H, W), by a plain march through the ball that holds the cube."""
     origins, directions = (rays.float() for rays in cameras.rays())
@@ -91,21 +96,20 @@ class TestSurface:
         mesh = extract(HARD_BALL, resolution=80)
         surface = solid(mesh)
         assert surface.is_watertight and surface.is_winding_consistent
-        assert surface.volume == pytest.approx(4 / 3 * math.pi * 0.6**3, rel=0.03)
+        assert radius(surface) == pytest.approx(0.6, abs=2 / 79)  # a cell
         assert surface.euler_number == 2
         outwards = mesh.vertices / np.linalg.norm(mesh.vertices, axis=1, keepdims=True)
         assert (mesh.normals * outwards).sum(1).min() > 0.5
 
-    def test_soft_ball_is_as_large_as_it_looks(self) -> None:
-        """Its edge is where a grazing ray is half stopped: found here by integrating along such rays."""
+    def test_soft_ball_ends_where_the_light_is_absorbed(self) -> None:
+        """Found here by integrating the density inwards along one radius."""
         field = Solid(ball(0.6), **SOFT)
-        miss, along = torch.linspace(0.5, 0.9, 401), torch.linspace(-0.9, 0.9, 2001)
-        points = torch.stack(torch.meshgrid(along, miss, torch.zeros(1), indexing="ij"), -1).reshape(-1, 3)
-        thickness = field.density(points).reshape(2001, 401).sum(0) * (along[1] - along[0])
-        radius = miss[thickness > math.log(2)].max().item()
-        volume = solid(extract(field, resolution=80)).volume
-        assert radius > 0.63  # else this field is not soft and the test says nothing
-        assert volume == pytest.approx(4 / 3 * math.pi * radius**3, rel=0.03)
+        inwards = torch.linspace(1, 0, 4001)
+        thickness = field.density(inwards[:, None] * torch.tensor([1.0, 0, 0])).cumsum(0) / 4000
+        for threshold in (0.1, 0.5):
+            true = inwards[thickness < -math.log1p(-threshold)].min().item()
+            found = radius(solid(extract(field, resolution=80, threshold=threshold)))
+            assert found == pytest.approx(true, abs=2 / 79)  # a cell
 
     @pytest.mark.parametrize("softness", [0.0, 0.03])
     def test_torus_keeps_its_hole(self, softness: float) -> None:
@@ -113,26 +117,14 @@ class TestSurface:
         assert surface.is_watertight and surface.volume > 0 and surface.euler_number == 0
 
     @pytest.mark.parametrize("strength, softness, haze", [(300, 0, 0), (50, 0.02, 0.0), (100, 0.02, 0.05)])
-    def test_automatic_threshold_keeps_the_outline_of_the_rendered_field(
-        self, strength: float, softness: float, haze: float
-    ) -> None:
-        """Two unlike parts, seen from views that the threshold was not chosen on."""
+    def test_outline_is_that_of_the_rendered_field(self, strength: float, softness: float, haze: float) -> None:
+        """Two unlike parts, seen from other sides than those that light falls from."""
         field = Solid(either(ball(0.4, (0.0, 0.0, 0.3)), box(0.12, 0.5, 0.6)), strength, softness, haze)
         cameras = orbit(4, [-10.0, 10.0, 35.0, 60.0], start=17, height=96, width=96)
-        drawn = render_mesh(extract(field, resolution=80), cameras).opacity
-        assert iou(drawn, opacity(field, cameras)) > 0.95
+        drawn = render_mesh(extract(field), cameras).opacity
+        assert iou(drawn, opacity(field, cameras)) > 0.94
 
-    def test_automatic_threshold_is_near_the_best_of_a_scan(self) -> None:
-        field = Solid(either(ball(0.4, (0.0, 0.0, 0.3)), box(0.12, 0.5, 0.6)), **SOFT)
-        cameras = orbit(3, 20.0, start=17, height=96, width=96)
-        truth = opacity(field, cameras)
-
-        def agreement(threshold: float | None) -> float:
-            return iou(render_mesh(extract(field, resolution=48, threshold=threshold), cameras).opacity, truth)
-
-        assert agreement(None) > max(agreement(h) for h in (0.3, 1.0, 3.0, 10.0, 25.0)) - 0.01
-
-    def test_automatic_threshold_is_no_share_of_the_largest_density(self) -> None:
+    def test_surface_does_not_depend_on_the_largest_density(self) -> None:
         """A core ten thousand times as dense changes nothing that a camera sees."""
 
         class Cored(Solid):
@@ -155,17 +147,28 @@ class TestSurface:
     def test_hidden_hollow_is_filled(self) -> None:
         hollow = extract(Solid(lambda p: (p.norm(dim=-1) - 0.5).abs() - 0.1), resolution=64)
         assert solid(hollow).body_count == 1
-        assert solid(hollow).volume == pytest.approx(4 / 3 * math.pi * 0.6**3, rel=0.05)
+        assert radius(solid(hollow)) == pytest.approx(0.6, abs=2 / 63)
+
+    def test_pits_in_the_density_are_no_pits_in_the_surface(self) -> None:
+        """Behind a skin that absorbs most of the light the density may do what it likes."""
+
+        class Rough(Solid):
+            def density(self, points: torch.Tensor) -> torch.Tensor:
+                rough = (points * 40).sin().prod(-1) > 0
+                return super().density(points) * torch.where(rough & (points.norm(dim=-1) < 0.56), 0.01, 1.0)
+
+        rough, plain = (extract(kind(ball(0.6), 60.0), resolution=80, faces=None) for kind in (Rough, Solid))
+        assert len(rough.faces) < 1.02 * len(plain.faces)
+        assert solid(rough).euler_number == 2
 
     def test_what_reaches_the_bounds_is_closed_there(self) -> None:
-        mesh = extract(Solid(box(2.0, 0.3, 2.0), 20.0), resolution=48)
+        mesh = extract(Solid(box(2.0, 0.3, 2.0), 200.0), resolution=48)
         assert solid(mesh).is_watertight
-        assert np.abs(mesh.vertices).max() < 1.0001
-        assert np.ptp(mesh.vertices, axis=0) == pytest.approx([2.0, 0.6, 2.0], abs=0.05)
+        assert np.abs(mesh.vertices).max() < 1.001
+        assert np.ptp(mesh.vertices, axis=0) == pytest.approx([2.0, 0.6, 2.0], abs=0.1)
 
     def test_filled_cube_has_a_surface(self) -> None:
-        """Every ray has the same largest density, so there is no ray to put the threshold between."""
-        assert solid(extract(Solid(box(2, 2, 2), 5.0), resolution=24)).volume == pytest.approx(8, rel=0.01)
+        assert solid(extract(Solid(box(2, 2, 2), 200.0), resolution=64)).volume == pytest.approx(8, rel=0.05)
 
     def test_simplified_to_the_count_asked_for_and_still_closed(self) -> None:
         full, few = (extract(Solid(torus, **SOFT), resolution=64, faces=faces) for faces in (None, 800))
@@ -182,21 +185,21 @@ class TestSurface:
 
     def test_threshold_can_be_given(self) -> None:
         field = Solid(ball(0.6), 50.0, 0.05)
-        tight, loose = (solid(extract(field, resolution=48, threshold=h)).volume for h in (40.0, 2.0))
+        tight, loose = (solid(extract(field, resolution=48, threshold=h)).volume for h in (0.95, 0.1))
         assert tight < 4 / 3 * math.pi * 0.6**3 < loose
 
     @pytest.mark.parametrize(
         "field, threshold, words",
         [
-            (Solid(ball(0.5), 0.0), None, ["empty", "train"]),
-            (Solid(ball(0.5), 0.1), None, ["nowhere opaque", "0 to 0.1", "threshold=0.05"]),
-            (Solid(ball(0.5), 80.0), 500.0, ["500", "0 to 80", "threshold=20"]),
-            (Solid(ball(0.5), 80.0), -1.0, ["-1", "threshold=20"]),
-            (Solid(ball(0.5), math.nan), None, ["not finite"]),
+            (Solid(ball(0.5), 0.0), 0.15, ["empty", "train"]),
+            (Solid(ball(0.5), 0.1), 0.15, ["0.15", "0 to 0.1", "threshold=0.018"]),
+            (Solid(ball(0.5), 80.0), 1.0, ["1", "0 to 80", "threshold=0.5"]),
+            (Solid(ball(0.5), 80.0), -1.0, ["-1", "threshold=0.5"]),
+            (Solid(ball(0.5), math.nan), 0.15, ["not finite"]),
         ],
     )
     def test_no_surface_says_what_was_found_and_what_to_try(
-        self, field: Solid, threshold: float | None, words: list[str]
+        self, field: Solid, threshold: float, words: list[str]
     ) -> None:
         with pytest.raises(UserError) as error:
             extract(field, resolution=16, threshold=threshold)
@@ -209,11 +212,20 @@ class TestSurface:
         surface = solid(extract(field, resolution=48))
         assert surface.bounds == pytest.approx(np.array([[-1.0] * 3, [1.0] * 3]) * 1.35, abs=0.15)
 
-    def test_threshold_of_a_grid_is_positive_and_below_its_top(self) -> None:
-        axis = torch.linspace(-1, 1, 32)
-        points = torch.stack(torch.meshgrid(axis, axis, axis, indexing="ij"), -1).reshape(-1, 3)
-        grid = HARD_BALL.density(points).reshape(32, 32, 32).numpy()
-        assert 0 < best_threshold(HARD_BALL, grid) < 200
+    def test_shade_of_a_slab(self) -> None:
+        """Straight through half the slab is the shortest way out; no direction of the lattice is quite straight."""
+        axis = np.linspace(-1, 1, 65, dtype=np.float32)
+        grid = np.where(np.abs(axis) < 0.26, 3.0, 0.0).astype(np.float32)[None, None].repeat(65, 0).repeat(65, 1)
+        middle = shade(grid, 1.0, views=200)[32, 32, 32]
+        assert middle == pytest.approx(1 - math.exp(-3.0 * 0.26), rel=0.05)
+
+    def test_touching_sheets_of_a_simplified_surface_are_taken_apart(self) -> None:
+        """Collapsing edges of two spheres this close makes them share one; the result is closed all the same."""
+        rough = np.random.default_rng(0).random((24, 24, 24)).astype(np.float32)
+        full, _, _ = _closed(rough, 0.55, 1.0, 0.01)
+        assert not full.simplify_quadric_decimation(face_count=4000).is_watertight
+        simple = _simplify(full, 4000)
+        assert len(simple.faces) <= 4000 and simple.is_watertight and simple.is_winding_consistent
 
 
 @pytest.fixture(scope="module")

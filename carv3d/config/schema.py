@@ -167,7 +167,7 @@ class Mesh:
 
     formats: list[str] = field(default_factory=lambda: ["glb", "obj", "ply"])  # []: no mesh
     resolution: int = 128  # cells along a side of the isosurface grid
-    threshold: float = 0.0  # density of the surface; 0: the one whose silhouettes match the renders
+    threshold: float = 0.15  # share of the light absorbed where the surface is, 0 to 1; lower is fatter
     faces: int = 10000  # most triangles after simplification; 0: no simplification
     texture: Literal["uv", "vertex"] = "uv"  # a baked picture, or vertex colours
     texture_size: int = 512  # pixels along a side of the baked picture

@@ -176,7 +176,9 @@ def _outputs(config: schema.Config) -> Iterator[_Rule]:
     formats = config.mesh.formats
     known = all(kind in MESH_FORMATS for kind in formats)
     yield "mesh.formats", formats, known, f"a list of some of {', '.join(MESH_FORMATS)}"
-    yield from _at_least(config.mesh, "mesh", resolution=2, threshold=0, faces=0, texture_size=1)
+    yield from _at_least(config.mesh, "mesh", resolution=2, faces=0, texture_size=1)
+    threshold = config.mesh.threshold
+    yield "mesh.threshold", threshold, 0 < threshold < 1, "a share of the light, above 0 and below 1"
     yield from _at_least(config.turntable, "turntable", frames=1, fps=1, size=16)
     elevation = config.turntable.elevation
     yield "turntable.elevation", elevation, -90 < elevation < 90, "degrees between -90 and 90"

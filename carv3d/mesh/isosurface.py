@@ -1,54 +1,54 @@
-"""The surface of a density field: where to cut it, and the cut."""
+"""The surface of a density field: where it is, cutting it out, simplifying it."""
 
 from __future__ import annotations
+
+import math
 
 import numpy as np
 import torch
 import trimesh
+from manifold3d import Manifold
+from manifold3d import Mesh as ManifoldMesh
 from scipy import ndimage
 from skimage.measure import marching_cubes
 from torch import Tensor
 
-from carv3d.cameras import orbit
 from carv3d.errors import UserError
 from carv3d.mesh.base import Field, Floats, Mesh, in_chunks
 from carv3d.mesh.texture import surface_rgb
 
-VIEWS = 12
-VIEW_SIZE = 64
-IOU_TOLERANCE = 0.002
+VIEWS = 16
 
 
 def extract(
     scene: Field,
     *,
     resolution: int = 128,
-    threshold: float | None = None,
+    threshold: float = 0.15,
     faces: int | None = 10_000,
     smallest_part: float = 0.01,
 ) -> Mesh:
-    """The closed surface `density = threshold` of a field, with vertex colours.
+    """The closed surface of a field, with vertex colours.
 
     Args:
         scene: the field.
         resolution: samples along each side of the cube [-bound, bound]^3.
-        threshold: density per world unit. None finds the one whose outlines agree best with the outlines
-            of the rendered field (`best_threshold`).
-        faces: simplify to about this many triangles; None keeps all. More are kept where fewer would
-            open the surface.
+        threshold: the surface is where the field has absorbed this share of the light, see `shade`. It means
+            the same for a hard field and a soft one. Lower is fatter.
+        faces: simplify to about this many triangles; None keeps all.
         smallest_part: a separate part is kept if it has this fraction of the largest part's volume; the
-            rest are floaters. Hollows that no camera can see are filled.
+            rest are floaters.
 
     Raises:
         UserError: there is no surface at the threshold, or the field is not finite.
     """
-    grid = _density_grid(scene, resolution)
-    if threshold is None:
-        threshold = best_threshold(scene, grid)
+    density = _density_grid(scene, resolution)
+    grid = shade(density, scene.bound)
     if not 0 < threshold < grid.max():
         raise UserError(
-            f"no surface at density {threshold:.4g}: the densities range from {grid.min():.4g} to"
-            f" {grid.max():.4g}; try threshold={grid.max() / 4:.3g}"
+            f"no surface where {threshold:.3g} of the light is absorbed: the densities range from"
+            f" {density.min():.4g} to {density.max():.4g} and absorb {grid.max():.2g} at most; train for more steps,"
+            f" or try threshold={grid.max() / 2:.2g}"
         )
     full, threshold, removed = _closed(grid, threshold, scene.bound, smallest_part)
     surface = _simplify(full, faces)
@@ -61,7 +61,7 @@ def extract(
         rgb=surface_rgb(scene, vertices, normals),
         info={
             "threshold": float(threshold),
-            "density_max": float(grid.max()),
+            "density_max": float(density.max()),
             "faces_before_simplification": len(full.faces),
             "parts_removed": removed,
             "watertight": bool(surface.is_watertight),
@@ -81,91 +81,59 @@ def _density_grid(scene: Field, resolution: int) -> Floats:
     return grid
 
 
-def best_threshold(scene: Field, grid: Floats) -> float:
-    """The density whose isosurface has the outlines of the rendered field.
+def shade(grid: Floats, bound: float, views: int = VIEWS) -> Floats:
+    """The share of light that the field absorbs on its way to each point of the grid, from where it absorbs least.
 
-    A mesh cut at h covers a ray exactly if the largest density on that ray reaches h, so one largest value
-    a ray gives the outline of every mesh. They are held against the rays that the field itself makes more
-    than half opaque, by intersection over union over all rays of a ring of views.
+    0 in the open, 1 deep inside: a camera that sees a point through less than half of the field has it outside.
+    Unlike the density, it is smooth where the density is rough, and knows no hollows: what lies behind a wall is
+    in the shade, whatever its density.
 
     Args:
-        scene: the field, asked for the rays' opacity.
-        grid: (S, S, S) its densities, from which the mesh will be cut.
+        grid: (S, S, S) densities over [-bound, bound]^3, indexed x, y, z.
+        bound: world units.
+        views: parallel projections, from directions spread over the sphere.
 
-    Raises:
-        UserError: no ray is half opaque.
+    Returns:
+        (S, S, S) in [0, 1).
     """
-    peaks, opacities = _project(scene, grid)
-    order = np.argsort(-peaks)
-    peaks, opaque = peaks[order], opacities[order] > 0.5
-    if not opaque.any():
-        raise UserError(
-            f"no surface: the scene is nowhere opaque, its densities range from {grid.min():.4g} to"
-            f" {grid.max():.4g}; train it for more steps, or try threshold={grid.max() / 2:.3g}"
-        )
-    both = np.cumsum(opaque)
-    iou = both / (np.arange(1, len(peaks) + 1) + opaque.sum() - both)
-    # A threshold falls between two different peaks. The top of the curve is flat and, ray by ray, rough: its
-    # middle is a steadier choice than its highest point. Zeros have no logarithm: it spans 1 : 100 at most.
-    below = np.append(peaks[1:], 0)
-    top = np.flatnonzero((iou >= iou[peaks > below].max() - IOU_TOLERANCE) & (peaks > below))
-    high = peaks[top[0]]
-    return float(np.sqrt(max(below[top[-1]], 0.01 * high) * high))
-
-
-def _project(scene: Field, grid: Floats) -> tuple[Floats, Floats]:
-    """For every ray that meets the cube: the grid's largest density on it, and the field's opacity."""
-    bound, steps = scene.bound, len(grid)
-    # From four bounds away, 40 degrees hold a ball of 1.4 bounds.
-    elevations = [(0.0, 25.0, 50.0)[view % 3] for view in range(VIEWS)]
-    cameras = orbit(VIEWS, elevations, distance=4 * bound, height=VIEW_SIZE, width=VIEW_SIZE)
+    size, reach = len(grid), math.sqrt(3.0)
     volume = torch.from_numpy(grid)[None, None]
-    # Haze this thin is smooth, and little of the opacity: the grid's value will do for it.
-    faint = 0.3 / bound
-    peaks, opacities = [], []
-    for view in range(VIEWS):
-        origins, directions = (rays.reshape(-1, 3).float() for rays in cameras[view : view + 1].rays())
-        crossings = torch.stack([(-bound - origins) / directions, (bound - origins) / directions])
-        near, far = crossings.amin(0).amax(-1), crossings.amax(0).amin(-1)
-        hits = near < far
-        step = ((far - near) / steps)[hits, None]
-        depths = near[hits, None] + step * (torch.arange(steps) + 0.5)
-        points = origins[hits, None] + depths[..., None] * directions[hits, None]
-        on_grid = _interpolate(volume, points / bound)
-        density = on_grid.clone()
-        dense = on_grid > faint
-        if dense.any():
-            density[dense] = in_chunks(scene.density, points[dense], scene)
-        peaks.append(on_grid.amax(1))
-        opacities.append(1 - torch.exp(-(density * step).sum(1)))
-    return torch.cat(peaks).numpy(), torch.cat(opacities).numpy()
+    least = torch.ones_like(volume)
+    for direction in _directions(views):
+        aside = torch.linalg.cross(direction, torch.eye(3)[direction.abs().argmin()])
+        aside = aside / aside.norm()
+        # Columns: the axes of a grid that looks along `direction`, its first index the depth. Both grids' points
+        # are given last axis first, as grid_sample wants them.
+        axes = torch.stack([torch.linalg.cross(direction, aside), aside, -direction], 1).flip(0)
+        density = _resample(volume, reach * axes, "zeros")
+        thickness = (density.cumsum(2) - density / 2) * (2 * reach * bound / (size - 1))
+        least = torch.minimum(least, _resample(-torch.expm1(-thickness), axes.T / reach, "border"))
+    return least[0, 0].numpy()
 
 
-def _interpolate(volume: Tensor, points: Tensor) -> Tensor:
-    """Trilinear values of a (1, 1, S, S, S) grid over [-1, 1]^3, indexed x, y, z, at (N, M, 3) points."""
-    # grid_sample's last coordinate is the first axis of the volume.
-    return torch.nn.functional.grid_sample(
-        volume, points.flip(-1)[None, None], align_corners=True, padding_mode="border"
-    )[0, 0, 0]
+def _directions(count: int) -> Tensor:
+    """(count, 3) unit vectors, a Fibonacci lattice on the sphere."""
+    index = torch.arange(count) + 0.5
+    z, azimuth = 1 - 2 * index / count, math.pi * (1 + math.sqrt(5)) * index
+    radius = (1 - z * z).sqrt()
+    return torch.stack([radius * azimuth.cos(), radius * azimuth.sin(), z], 1)
 
 
-def _clean(grid: Floats, threshold: float, smallest_part: float) -> tuple[Floats, int]:
-    """The grid without floaters and hidden hollows, and how many floaters there were.
+def _resample(volume: Tensor, matrix: Tensor, padding: str) -> Tensor:
+    """Trilinear values of a (1, 1, S, S, S) grid over [-1, 1]^3 at `matrix @ p` for its own points p."""
+    points = torch.nn.functional.affine_grid(
+        torch.cat([matrix, torch.zeros(3, 1)], 1)[None], list(volume.shape), align_corners=True
+    )
+    return torch.nn.functional.grid_sample(volume, points, align_corners=True, padding_mode=padding)
 
-    Both are connected regions of the grid's cells (by their six neighbours), which is simpler and faster
-    than taking the finished mesh apart.
-    """
-    empty, _ = ndimage.label(np.pad(grid < threshold, 1, constant_values=True))
-    solid = (empty != empty[0, 0, 0])[1:-1, 1:-1, 1:-1]
-    parts, count = ndimage.label(solid)
+
+def _without_floaters(grid: Floats, threshold: float, smallest_part: float) -> tuple[Floats, int]:
+    """The grid without its small parts (by their cells' six neighbours), and how many there were."""
+    parts, count = ndimage.label(grid >= threshold)
     volumes = np.bincount(parts.ravel(), minlength=count + 1)
-    volumes[0] = 0
-    kept = volumes >= smallest_part * volumes.max()
-    kept[0] = False
-    hollow = solid & (grid < threshold)
-    cleaned = np.where(hollow, grid.max(), grid)
-    cleaned[solid & ~kept[parts]] = 0
-    return cleaned, int(count - kept.sum())
+    kept = volumes >= smallest_part * volumes[1:].max(initial=0)
+    kept[0] = True  # what is no part
+    return np.where(kept[parts], grid, 0), int((~kept).sum())
 
 
 def _cut(grid: Floats, threshold: float, bound: float) -> trimesh.Trimesh:
@@ -186,7 +154,7 @@ def _closed(grid: Floats, threshold: float, bound: float, smallest_part: float) 
     """
     for nudge in (0.0, 0.002, -0.002, 0.005, -0.005, 0.01, -0.01):
         level = min(threshold * (1 + nudge), 0.999 * float(grid.max()))
-        cleaned, removed = _clean(grid, level, smallest_part)
+        cleaned, removed = _without_floaters(grid, level, smallest_part)
         surface = _cut(cleaned, level, bound)
         if surface.is_watertight:
             break
@@ -194,10 +162,19 @@ def _closed(grid: Floats, threshold: float, bound: float, smallest_part: float) 
 
 
 def _simplify(surface: trimesh.Trimesh, faces: int | None) -> trimesh.Trimesh:
-    """About `faces` triangles; twice as many, and so on, where fewer would open a closed surface."""
-    while faces is not None and faces < len(surface.faces):
-        simple = surface.simplify_quadric_decimation(face_count=faces)
-        if not surface.is_watertight or (simple.is_watertight and simple.is_winding_consistent):
-            return simple
-        faces *= 2
-    return surface
+    """About `faces` triangles. A closed surface stays closed: where the collapse of edges made sheets touch,
+    they are taken apart again.
+    """
+    if faces is None or faces >= len(surface.faces):
+        return surface
+    simple = surface.simplify_quadric_decimation(face_count=faces)
+    if not surface.is_watertight or (simple.is_watertight and simple.is_winding_consistent):
+        return simple
+    solid = Manifold(ManifoldMesh(np.float32(simple.vertices), np.uint32(simple.faces))).to_mesh()
+    apart = trimesh.Trimesh(solid.vert_properties[:, :3], solid.tri_verts, process=False)
+    # Vertices of two sheets at one point would be merged by the next program: each moves into its own sheet.
+    _, first, count = np.unique(apart.vertices, axis=0, return_inverse=True, return_counts=True)
+    touching = count[first.ravel()] > 1
+    vertices = np.array(apart.vertices)
+    vertices[touching] -= 1e-3 * apart.scale * apart.vertex_normals[touching]
+    return trimesh.Trimesh(vertices, apart.faces)
