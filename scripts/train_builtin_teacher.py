@@ -376,7 +376,10 @@ def train_unet(work: Path, steps: int) -> None:
     latents = encode_everything(work, vae)
     camera = camera_vector(data["azimuth"], data["elevation"])
     view = ViewPrompts().index(data["azimuth"], data["elevation"])
-    tokenizer = make_tokenizer()
+    if not (work / "tokenizer").exists():  # two makings of it may number their tokens differently
+        make_tokenizer().save_pretrained(work / "tokenizer.tmp")
+        os.replace(work / "tokenizer.tmp", work / "tokenizer")
+    tokenizer = CLIPTokenizer.from_pretrained(work / "tokenizer")
     captions = Captions(tokenizer)
     torch.manual_seed(0)
     model = torch.nn.ModuleDict({"text_encoder": new_text_encoder(tokenizer), "unet": new_unet()})
@@ -434,6 +437,10 @@ def save_pipeline(work: Path, model: torch.nn.Module, vae: AutoencoderKL, tokeni
     for weights in temporary.rglob("*.safetensors"):
         half = {k: v.half() if v.is_floating_point() else v for k, v in load_file(weights).items()}
         save_file(half, weights, metadata={"format": "pt"})
+    for config in temporary.rglob("config.json"):  # where a part was loaded from is nobody's business
+        content = json.loads(config.read_text())
+        content.pop("_name_or_path", None)
+        config.write_text(json.dumps(content, indent=2, sort_keys=True) + "\n")
     shutil.rmtree(work / "pipeline", ignore_errors=True)
     os.replace(temporary, work / "pipeline")
 
@@ -456,7 +463,7 @@ def main() -> None:
     parser.add_argument("--work", type=Path, default=Path("outputs/builtin_teacher"), help="work folder")
     parser.add_argument("--views", type=int, default=400, help="pictures of each object, a multiple of 20")
     parser.add_argument("--autoencoder-steps", type=int, default=7500)
-    parser.add_argument("--unet-steps", type=int, default=7500)
+    parser.add_argument("--unet-steps", type=int, default=14500)
     parser.add_argument("--stop-after", choices=STAGES, default=STAGES[-1])
     parser.add_argument("--threads", type=int, default=1, help="torch threads")
     parser.add_argument("--install", action="store_true", help="copy the pipeline into the package at the end")
@@ -474,8 +481,8 @@ def main() -> None:
     if options.install:
         for folder in (work / "pipeline").iterdir():
             if folder.is_dir():
-                shutil.copytree(folder, BUILTIN / folder.name, dirs_exist_ok=True)
-        shutil.copy(work / "pipeline" / "model_index.json", BUILTIN)
+                shutil.copytree(folder, BUILTIN / folder.name, dirs_exist_ok=True, copy_function=shutil.copyfile)
+        shutil.copyfile(work / "pipeline" / "model_index.json", BUILTIN / "model_index.json")
 
 
 if __name__ == "__main__":
