@@ -28,7 +28,8 @@ setup(
     package_dir={"carv3d.configs": "configs"},
     package_data={
         "carv3d": ["py.typed"],
-        "carv3d.configs": ["*.yaml", "*/*.yaml"],
+        "carv3d.configs": ["*.yaml", "*/*.yaml", "*/*.txt"],
+        "carv3d.reports": ["*.j2"],
         "carv3d.teachers": ["builtin/**"],
     },
     install_requires=[
@@ -36,7 +37,9 @@ setup(
         "fast-simplification>=0.1.7",
         "imageio>=2.34",
         "imageio-ffmpeg>=0.5",
+        "jinja2>=3",
         "manifold3d>=3",
+        "matplotlib>=3.8",
         "nerfacc>=0.5.3",
         "numpy>=1.26",
         "omegaconf>=2.4",  # its dataclasses may have Literal fields

@@ -240,6 +240,174 @@ def evaluate(run_path: RunPath, as_json: AsJson = False) -> None:
 
 
 @app.command()
+def measure(
+    words: Annotated[
+        list[str] | None, typer.Argument(metavar="[RUN | PROMPT] [CONFIG] [KEY=VALUE]...", show_default=False)
+    ] = None,
+    step: Annotated[int | None, typer.Option(min=0, help="Of a run: the checkpoint's; default: the newest.")] = None,
+    budget: Annotated[float, typer.Option(min=0, help="Seconds.")] = 300.0,
+    precision: Annotated[float, typer.Option(min=0, help="Stop when every variance is known to this share.")] = 0.05,
+    resamples: Annotated[str, typer.Option(help="K of the grid.")] = "1,2,4,8,16",
+    renders: Annotated[str, typer.Option(help="R of the grid.")] = "1,2,4,8",
+    cost_ratio: Annotated[
+        float | None, typer.Option(min=0, help="Count a render's cost as that of so many resamples.")
+    ] = None,
+    seed: Annotated[int, typer.Option(help="Of the measurement's draws.")] = 0,
+    output: Annotated[Path | None, typer.Option(help="Folder; default: RUN/measure/step_N.")] = None,
+    as_json: AsJson = False,
+) -> None:
+    """Measure the noise and the cost of the gradient, and say which (R, K) and method pay most.
+
+    At a checkpoint of a run, or at a config's initial scene. Leaves `report.html` and `measurement.json`.
+
+    Example: `carv3d measure outputs/shapes/a-red-mushroom-1`,
+    `carv3d measure "a blue chair" --budget 120 --cost-ratio 4`
+    """
+    from rich.progress import BarColumn, Progress, TextColumn, TimeElapsedColumn, TimeRemainingColumn
+
+    from carv3d.generation import load_trainer, set_threads
+    from carv3d.measurement import measure_trainer
+    from carv3d.reports.measurement import lead, page_of, terminal_table
+    from carv3d.runs import Run, disk_errors, environment, replace_file, slug
+
+    words = words or []
+    targets = [word for word in words if (Path(word).expanduser() / "config.yaml").is_file()]
+    if targets:
+        if len(words) > 1:
+            raise UserError("a run is measured with its own config: give the run alone")
+        with Run.open(targets[0]) as run:
+            set_threads(run.config)
+            trainer = load_trainer(run, step)
+            title = f"{run.config.prompt}, after {trainer.step_count} of {run.config.training.steps} steps"
+            folder = output or run.path / "measure" / f"step_{trainer.step_count:06d}"
+    else:
+        from carv3d.config import find_config, load, require_prompt, validate
+        from carv3d.training import Trainer
+
+        if step:
+            raise UserError("--step is of a run's checkpoint: give a run")
+        name, prompt, overrides = _sort_words(words)
+        source = find_config(name or _DEFAULT_CONFIG)
+        config = load(source, overrides)
+        config.prompt = prompt or config.prompt
+        validate(config)
+        require_prompt(config)
+        set_threads(config)
+        trainer = Trainer(config)
+        title = f"{config.prompt}, the initial scene"
+        folder = output or Path(config.output_dir).expanduser() / "measure" / f"{source.stem}-{slug(config.prompt)}"
+    with disk_errors(folder):
+        folder.mkdir(parents=True, exist_ok=True)
+    columns = (TextColumn("measuring"), BarColumn(), TimeElapsedColumn(), TextColumn("left, at most"))
+    with Progress(*columns, TimeRemainingColumn(), TextColumn("{task.description}"), console=_console) as progress:
+        task = progress.add_task("", total=1.0)
+        report = measure_trainer(
+            trainer,
+            renders=_whole_numbers("--renders", renders),
+            resamples=_whole_numbers("--resamples", resamples),
+            budget=budget,
+            precision=precision,
+            cost_ratio=cost_ratio,
+            seed=seed,
+            watch=lambda what, share: progress.update(task, description=what, completed=min(share, 1.0)),
+        )
+    machine = environment(shlex.join(["carv3d", *sys.argv[1:]]), trainer.device)
+    footer = f"{machine['command']} · {machine['device']} · torch {machine['torch']} · carv3d {__version__}"
+    replace_file(folder / "measurement.json", (json.dumps(report.as_json(), indent=1) + "\n").encode())
+    page_of(report, title, f"Gradient noise: {title}", footer).write(folder / "report.html")
+    if as_json:
+        print(json.dumps(report.as_json()))
+        return
+    _console.print(terminal_table(report))
+    for line in (lead(report), report.setting, str(folder / "report.html")):
+        _console.print(line, markup=False, highlight=False, soft_wrap=True)
+    if not report.trusted:
+        raise typer.Exit(1)
+
+
+def _whole_numbers(name: str, text: str) -> list[int]:
+    try:
+        return [int(word) for word in text.split(",")]
+    except ValueError:
+        raise UserError(f"{name} takes whole numbers with commas between, such as 1,2,4, not {text!r}") from None
+
+
+@app.command()
+def compare(
+    words: Annotated[list[str] | None, typer.Argument(metavar="[CONFIG]... [KEY=VALUE]...", show_default=False)] = None,
+    prompts: Annotated[
+        str | None, typer.Option(metavar="FILE", help="One prompt a line; default: six of the built-in world.")
+    ] = None,
+    seeds: Annotated[int, typer.Option(min=1, help="Runs of each prompt and method.")] = 3,
+    equal: Annotated[str, typer.Option(metavar="time|calls", help="What all methods get as much of.")] = "time",
+    jobs: Annotated[int, typer.Option(min=1, help="Runs at a time; they share the cores.")] = 1,
+    output: Annotated[Path | None, typer.Option(help="Folder; default: one in output_dir/compare.")] = None,
+    as_json: AsJson = False,
+) -> None:
+    """Compare methods on the same prompts and seeds, at equal time or equal teacher calls, on one HTML page.
+
+    One config: plain SDS, reuse of renders alone, and the config itself. Several: each is a method, named by its
+    file, and the first is the baseline. Stopped, the same command goes on; more prompts or seeds are added.
+
+    Example: `carv3d compare`, `carv3d compare shapes guidance.resamples=8 --seeds 5 --jobs 2`,
+    `carv3d compare mine.yaml other.yaml --equal calls --prompts prompts.txt`
+    """
+    from carv3d.config import find_config, load, validate
+
+    words = words or []
+    overrides = [w for w in words if re.match(r"[A-Za-z_][\w.]*=", w)]
+    for word in overrides:
+        if word.startswith(("prompt=", "seed=")):
+            raise UserError(f"{word}: a comparison takes its prompts from --prompts FILE and its seeds from --seeds N")
+    sources = [find_config(word) for word in words if word not in overrides] or [find_config(_DEFAULT_CONFIG)]
+    configs = [(source.stem, load(source, overrides)) for source in sources]
+    for _, found in configs:
+        validate(found)
+    from carv3d.comparison import DEFAULT_PROMPTS, find_prompts
+    from carv3d.comparison import compare as run_comparison
+    from carv3d.reports.comparison import write_page
+
+    names = "-".join(name for name, _ in configs)
+    folder = output or Path(configs[0][1].output_dir).expanduser() / "compare" / names
+    prompt_file = find_prompts(prompts or DEFAULT_PROMPTS)
+    try:
+        comparison = run_comparison(
+            configs, prompt_file, seeds=seeds, equal=equal, jobs=jobs, folder=folder, console=_console
+        )
+    except KeyboardInterrupt:
+        _console.print("stopped; the same command goes on", markup=False, highlight=False)
+        raise typer.Exit(130) from None
+    report = folder / "report.html"
+    write_page(comparison, report, shlex.join(["carv3d", *sys.argv[1:]]))
+    figures = comparison.figures() | {"report": str(report)}
+    if as_json:
+        print(json.dumps(figures))
+        return
+    _print_methods(figures["methods"])
+    _console.print(str(report), markup=False, highlight=False, soft_wrap=True)
+
+
+def _print_methods(methods: list[dict[str, Any]]) -> None:
+    """A comparison's methods as a table."""
+    from rich.table import Table
+
+    table = Table("method", "K", "steps", "calls", "PSNR, dB", "IoU", "difference", "speed-up", box=None)
+    for row in methods:
+        cells = [row["name"], str(row["resamples"]), str(row["steps"]), str(row["teacher_calls"])]
+        if row["psnr"] is None:
+            cells += ["–"] * 4
+        else:
+            low, high = row["difference_low"], row["difference_high"]
+            interval = "" if low is None else f" [{low:+.2f}, {high:+.2f}]"
+            cells += [f"{row['psnr']:.2f}", f"{row['iou']:.3f}", f"{row['difference']:+.2f}{interval}"]
+            cells.append("not reached" if row["speedup"] is None else f"{row['speedup']:.2f}")
+        table.add_row(*cells)
+    _console.print(table)
+    if methods[0]["psnr"] is None:
+        _console.print("no quality: it needs the built-in world for now, where the true objects are known")
+
+
+@app.command()
 def config(words: Words = None) -> None:
     """Print a config with everything in it, or all keys with their meaning.
 

@@ -59,8 +59,13 @@ class Judge:
         """Compare rgb (12, 3, H, W) on white and opacity (12, 1, H, W) with the true object's."""
         errors = {other: (self.truth(other)[0] - rgb).square().mean().item() for other in ALL_THINGS}
         rank = 1 + sum(error < errors[thing] for error in errors.values())
-        psnr = -10 * torch.tensor(max(errors[thing], 1e-10)).log10().item()
-        return Score(psnr, silhouette_iou(opacity, self.truth(thing)[1]), rank)
+        return Score(*self.fidelity(thing, rgb, opacity), rank)
+
+    def fidelity(self, thing: Thing, rgb: Tensor, opacity: Tensor) -> tuple[float, float]:
+        """PSNR and IoU alone, which are found at once: see `Score`."""
+        true_rgb, true_opacity = self.truth(thing)
+        error = max((true_rgb - rgb).square().mean().item(), 1e-10)
+        return -10 * torch.tensor(error).log10().item(), silhouette_iou(opacity, true_opacity)
 
 
 def silhouette_iou(opacity: Tensor, truth: Tensor) -> float:

@@ -25,7 +25,7 @@ from carv3d import build, results
 from carv3d.config import Config
 from carv3d.errors import UserError
 from carv3d.renderers import VolumeRenderer
-from carv3d.runs import Run
+from carv3d.runs import Checkpoint, Run
 from carv3d.scenes import Scene
 from carv3d.teachers import Teacher
 from carv3d.training import StepLog, Trainer, check_logs
@@ -48,7 +48,7 @@ def set_threads(config: Config) -> None:
 
 @dataclass(frozen=True)
 class Trained:
-    """What a run's newest checkpoint holds for looking at.
+    """What a run's checkpoint holds for looking at.
 
     Attributes:
         scene, renderer: on the run's device.
@@ -62,8 +62,8 @@ class Trained:
     seconds: float
 
 
-def load_trained(run: Run, config: Config | None = None) -> Trained:
-    """The scene and renderer of a run's newest checkpoint, without its teacher.
+def load_trained(run: Run, config: Config | None = None, *, step: int | None = None) -> Trained:
+    """The scene and renderer of a run's checkpoint, the newest or that of a step, without its teacher.
 
     Raises:
         UserError: no checkpoint, a corrupt one, or one that does not fit the run's config.
@@ -72,7 +72,7 @@ def load_trained(run: Run, config: Config | None = None) -> Trained:
     if config.device.startswith("cuda") and not torch.cuda.is_available():
         config.device = "cpu"  # what was trained on a GPU can be looked at without one
     device = build.device(config)
-    checkpoint = run.load_checkpoint()
+    checkpoint = run.load_checkpoint(step)
     scene = build.scene(config, torch.Generator(device))
     renderer = build.renderer(config, device)
     mine = {k.removeprefix("renderer."): v for k, v in checkpoint.state.items() if k.startswith("renderer.")}
@@ -82,6 +82,25 @@ def load_trained(run: Run, config: Config | None = None) -> Trained:
     except RuntimeError as error:
         raise _foreign(run, error) from error
     return Trained(scene, renderer, checkpoint.step, float(checkpoint.info.get("seconds", 0.0)))
+
+
+def load_trainer(run: Run, step: int | None = None) -> Trainer:
+    """A trainer as it was at a run's checkpoint, the newest or that of a step; its teacher is loaded too.
+
+    Raises:
+        UserError: see `load_trained`; or the run's teacher or device is not there.
+    """
+    checkpoint = run.load_checkpoint(step)
+    trainer = Trainer(run.config)
+    _restore(run, trainer, checkpoint)
+    return trainer
+
+
+def _restore(run: Run, trainer: Trainer, checkpoint: Checkpoint) -> None:
+    try:
+        trainer.load_state(checkpoint.step, checkpoint.scene, checkpoint.state)
+    except (RuntimeError, KeyError, ValueError) as error:
+        raise _foreign(run, error) from error
 
 
 def _foreign(run: Run, error: Exception) -> UserError:
@@ -109,10 +128,7 @@ def generate(run: Run, *, resume: bool, console: Console, teacher: Teacher | Non
     seconds = 0.0
     if resume and run.checkpoints.paths():
         checkpoint = run.load_checkpoint()
-        try:
-            trainer.load_state(checkpoint.step, checkpoint.scene, checkpoint.state)
-        except (RuntimeError, KeyError, ValueError) as error:
-            raise _foreign(run, error) from error
+        _restore(run, trainer, checkpoint)
         seconds = float(checkpoint.info["seconds"])
         log.info("resumed after step %d", checkpoint.step)
     columns = (

@@ -35,13 +35,18 @@ def sheet(images: Tensor, columns: int, gap: int = 2) -> Tensor:
     return page
 
 
+def encode_png(image: Tensor) -> bytes:
+    """(3, H, W) in [0, 1] as the bytes of a PNG file."""
+    return iio.imwrite("<bytes>", to_bytes(image[None])[0], extension=".png")
+
+
 def write_png(image: Tensor, path: Path) -> None:
     """(3, H, W) in [0, 1]; the file is there whole or not at all.
 
     Raises:
         UserError: the disk is full, or may not be written to.
     """
-    replace_file(path, iio.imwrite("<bytes>", to_bytes(image[None])[0], extension=".png"))
+    replace_file(path, encode_png(image))
 
 
 def write_video(frames: Tensor, path: Path, fps: int) -> None:

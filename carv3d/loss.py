@@ -7,6 +7,8 @@ loss.backward()
 
 from __future__ import annotations
 
+import copy
+
 import torch
 from torch import Tensor
 
@@ -20,6 +22,11 @@ class Carv:
 
     The loss is the surrogate `(z * fbar).sum() / R`: its value means nothing, its gradient is the estimate. In
     half precision the other usual form, `mse(z, (z - fbar).detach())`, loses small gradients to rounding.
+
+    Attributes:
+        w: (T,) float64 on the CPU, w_SDS(t).
+        p: (T,) float64 on the CPU, the target pmf over timesteps: uniform on `t_range`.
+        proposal: q, on the teacher's device.
     """
 
     def __init__(
@@ -62,6 +69,13 @@ class Carv:
         self._w_device = self.w.to(device)
         self.t_range = t_range
 
+    def replace(self, *, resamples: int, proposal: ProposalKind, strata: StrataKind) -> Carv:
+        """The same objective, estimated in another way; the teacher, the range and the generator are shared."""
+        other = copy.copy(self)
+        other.resamples, other.strata, other._kind = resamples, strata, proposal
+        other.t_range = self.t_range
+        return other
+
     @property
     def t_range(self) -> tuple[float, float]:
         """Smallest and largest timestep, as fractions of the schedule."""
@@ -73,9 +87,9 @@ class Carv:
         if not 0 <= fractions[0] <= fractions[1] <= 1:
             raise ValueError(f"t_range must be two fractions of the schedule, in order, not {fractions}")
         low, high = (min(round(fraction * len(self.w)), last) for fraction in fractions)
-        p = uniform_pmf(len(self.w), low, high)
+        self.p = uniform_pmf(len(self.w), low, high)
         self._t_range = fractions
-        self.proposal = proposal(p, self.w, self._kind).to(self._w_device.device)
+        self.proposal = proposal(self.p, self.w, self._kind).to(self._w_device.device)
 
     def __call__(
         self, latents: Tensor, condition: object, rng: torch.Generator | None = None

@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 from dataclasses import dataclass, field
+from typing import Any
 
 import torch
 from torch import Tensor
@@ -10,7 +11,7 @@ from torch import Tensor
 from carv3d import build
 from carv3d.config.schema import Config
 from carv3d.estimator import Estimate
-from carv3d.loss import check_finite
+from carv3d.loss import Carv, check_finite
 from carv3d.regularisers import opacity, orientation, sparsity, total_variation
 from carv3d.renderers import Render
 from carv3d.runs import generator_tensors, optimizer_state, optimizer_tensors, restore_generators
@@ -62,26 +63,13 @@ class Trainer:
 
     def step(self) -> StepLog:
         """One optimiser step. Waits for the device nowhere but in the renderer's gather of occupied samples."""
-        config, clock = self.config, self.clock
-        fraction = self.step_count / config.training.steps
-        self._set_schedules(fraction)
+        config = self.config
+        self.set_schedules()
         self.renderer.update_occupancy(self.scene, self.step_count, self.rng)
-
-        with clock("render"):
-            cameras = self.sampler.sample(config.guidance.renders, self.rng).to(self.device)
-            normals = config.regularisers.orientation.at(fraction) > 0
-            render = self.renderer(self.scene, cameras, self.rng, normals=normals)
-        with clock("encode"):
-            z = self.teacher.encode(render.rgb, self.rng)
-        with clock("denoise"):
-            condition = self.teacher.condition(config.prompt, cameras, config.negative_prompt)
-            found = self.carv.estimate(z, condition, self.rng)
-        with clock("backward"):
-            loss = (z * found.fbar).sum() / len(cameras) + self._regularise(render, fraction)
-            self.optimizer.zero_grad()
-            loss.backward()
-        with clock("optimiser"):
-            gradients = [p.grad for group in self.optimizer.param_groups for p in group["params"] if p.grad is not None]
+        self.optimizer.zero_grad()
+        render, found = self.backward(config.guidance.renders, self.carv, self.rng)
+        with self.clock("optimiser"):
+            gradients = [p.grad for p in self.parameters() if p.grad is not None]
             norm = torch.nn.utils.get_total_norm(gradients)
             self.optimizer.step()
             self.step_count += 1
@@ -94,6 +82,38 @@ class Trainer:
             "opacity": render.opacity.detach().mean(),
         }
         return log
+
+    def look(self, renders: int, rng: torch.Generator) -> tuple[Render, Tensor, Any]:
+        """Fresh cameras' renders, their latents (R, C, h, w), and what the teacher is told of them."""
+        config = self.config
+        with self.clock("render"):
+            cameras = self.sampler.sample(renders, rng).to(self.device)
+            normals = config.regularisers.orientation.at(self.fraction) > 0
+            render = self.renderer(self.scene, cameras, rng, normals=normals)
+        with self.clock("encode"):
+            z = self.teacher.encode(render.rgb, rng)
+        with self.clock("denoise"):  # a new view's words are encoded, others looked up
+            condition = self.teacher.condition(config.prompt, cameras, config.negative_prompt)
+        return render, z, condition
+
+    def backward(self, renders: int, carv: Carv, rng: torch.Generator) -> tuple[Render, Estimate]:
+        """Add one step's gradient to the parameters': render, encode, ask the teacher, one backward pass."""
+        render, z, condition = self.look(renders, rng)
+        with self.clock("denoise"):
+            found = carv.estimate(z, condition, rng)
+        with self.clock("backward"):
+            loss = (z * found.fbar).sum() / renders + self._regularise(render, self.fraction)
+            loss.backward()
+        return render, found
+
+    @property
+    def fraction(self) -> float:
+        """How far the run is, 0 to 1."""
+        return self.step_count / self.config.training.steps
+
+    def parameters(self) -> list[Tensor]:
+        """All that is trained."""
+        return [p for group in self.optimizer.param_groups for p in group["params"]]
 
     def state(self) -> tuple[dict[str, Tensor], dict[str, Tensor]]:
         """The scene's tensors, and all else that the next step depends on."""
@@ -112,8 +132,9 @@ class Trainer:
         restore_generators(state, {"train": self.rng})
         self.step_count = step
 
-    def _set_schedules(self, fraction: float) -> None:
-        guidance = self.config.guidance
+    def set_schedules(self) -> None:
+        """Timestep range and learning rates of the step to come."""
+        guidance, fraction = self.config.guidance, self.fraction
         t_range = (guidance.t_min.at(fraction), guidance.t_max.at(fraction))
         if t_range != self.carv.t_range:
             self.carv.t_range = t_range

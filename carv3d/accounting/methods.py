@@ -1,0 +1,315 @@
+"""The same gradient by several methods, on the same renders.
+
+For every render, each method makes independent replicates of its whole estimate; nothing else differs between
+methods. A pipeline is a function that renders, a `Carv` and a list of parameters: nothing here knows what a scene is.
+"""
+
+from __future__ import annotations
+
+import math
+import time
+from collections.abc import Callable, Sequence
+from dataclasses import dataclass, field
+from typing import Any
+
+import numpy as np
+import torch
+from scipy import stats
+from torch import Tensor
+
+from carv3d.accounting.unbiasedness import SignProjection, z_scores
+from carv3d.accounting.variance import Floats, Interval, Spread, within
+from carv3d.errors import UserError
+from carv3d.loss import Carv
+from carv3d.sampling import ProposalKind, StrataKind, strata
+
+REPLICATES = 2  # of each stratified estimate at each render: the fewest that show its own noise
+FEWEST_RENDERS = 4
+DIRECTIONS = 16  # that the mean gradients are compared along
+TIME_BINS = 12
+
+# rng -> one render's latents z (1, *shape), with a graph to the parameters, and the teacher's condition for it.
+Upstream = Callable[[torch.Generator], tuple[Tensor, Any]]
+
+
+@dataclass(frozen=True)
+class Method:
+    """A way to estimate the same gradient."""
+
+    proposal: ProposalKind
+    strata: StrataKind
+    resamples: int
+
+    @property
+    def name(self) -> str:
+        """Such as "importance + stratified"."""
+        parts = ["importance"] * (self.proposal == "importance") + ["stratified"] * (self.strata != "none")
+        return " + ".join(parts) or "uniform"
+
+    @property
+    def drawn(self) -> Method:
+        """The method whose draws tell of this one: itself, or one draw for K independent ones."""
+        return self if self.strata != "none" else Method(self.proposal, "none", 1)
+
+
+BASELINE = Method("uniform", "none", 1)
+
+
+def methods(resamples: Sequence[int]) -> list[Method]:
+    """{uniform, importance} x {independent, stratified} for every K; strata of one draw are no strata."""
+    kinds: list[tuple[ProposalKind, StrataKind]] = [
+        ("uniform", "none"),
+        ("importance", "none"),
+        ("uniform", "render"),
+        ("importance", "render"),
+    ]
+    return [Method(p, s, K) for K in sorted({1, *resamples}) for p, s in kinds if K > 1 or s == "none"]
+
+
+@dataclass
+class Measurement:
+    """What was found; grows with every render.
+
+    All methods have the same mean at every render, so the between-render part is one number, and the mean over all
+    their replicates measures it best.
+
+    Attributes:
+        methods: what was asked for.
+        within: by method with draws of its own, a sample of E tr Cov(g | c) a render. K independent draws have
+            exactly 1 / K of one draw's, and no draws of their own.
+        noise: by proposal, a sample of E tr Cov(g | c, t) at K = 1 a render. Independent eps: K resamples have 1 / K.
+        pooled: of the renders' means over all methods.
+        pooled_noise: a sample of the variance that is left in that mean, a render.
+        projections: a (methods with draws, DIRECTIONS) tensor a render, each one's mean gradient.
+        timesteps: (draws,) and
+        norms: (draws,) |J^T w(t) r|^2 of draws from p, for the norm by timestep.
+        seconds: by render.
+    """
+
+    methods: Sequence[Method]
+    within: dict[Method, list[Tensor]] = field(default_factory=dict)
+    noise: dict[ProposalKind, list[Tensor]] = field(default_factory=dict)
+    pooled: Spread = field(default_factory=Spread)
+    pooled_noise: list[Tensor] = field(default_factory=list)
+    projections: list[Tensor] = field(default_factory=list)
+    timesteps: list[Tensor] = field(default_factory=list)
+    norms: list[Tensor] = field(default_factory=list)
+    seconds: list[float] = field(default_factory=list)
+
+    def between_samples(self) -> Floats:
+        """A sample of tr Cov_c E[g | c] a render, the first left out; (n - 1,)."""
+        spread = torch.stack(self.pooled.increments) - torch.stack(self.pooled_noise[1:])
+        return spread.cpu().numpy()
+
+    def within_samples(self, method: Method) -> Floats:
+        """A sample of E_c tr Cov(g | c) a render, the first left out; (n - 1,)."""
+        return torch.stack(self.within[method.drawn][1:]).cpu().numpy() / (method.resamples / method.drawn.resamples)
+
+    def noise_samples(self, method: Method) -> Floats:
+        """A sample of eps's share of it a render, the first left out; (n - 1,). Timesteps add the rest."""
+        return torch.stack(self.noise[method.proposal][1:]).cpu().numpy() / method.resamples
+
+    def total(self, method: Method) -> Interval:
+        """tr Cov of the gradient of one render."""
+        return Interval.of_mean(self.between_samples() + self.within_samples(method))
+
+    @property
+    def worst_precision(self) -> float:
+        """The largest relative half-width among the methods' total variances; infinite before the third render."""
+        if len(self.seconds) < 3:
+            return math.inf
+        return max(self.total(method).precision for method in self.methods)
+
+    def z(self) -> dict[Method, float]:
+        """Each sampler's largest |z| along all directions against the others' mean; by method.
+
+        Student's t for so many renders is turned into the z of the same probability: few renders raise no alarm.
+        """
+        t = z_scores(torch.stack(self.projections, 1).cpu()).abs().amax(1).numpy()
+        z = np.minimum(stats.norm.isf(stats.t.sf(t, len(self.projections) - 1)), 99.0)
+        own = dict(zip(self.within, map(float, z), strict=True))
+        return {method: own[method.drawn] for method in self.methods}
+
+    def norm_by_timestep(self, p: Tensor) -> tuple[Floats, Floats, Floats]:
+        """Edges (B + 1,) of bins of timesteps, mean |J^T w(t) r|^2 (B,) in each, and its standard error (B,)."""
+        support = p.nonzero()[:, 0]
+        edges = np.linspace(int(support[0]), int(support[-1]) + 1, TIME_BINS + 1)
+        t, norms = (torch.cat(x).cpu().double().numpy() for x in (self.timesteps, self.norms))
+        which = np.clip(np.digitize(t, edges) - 1, 0, TIME_BINS - 1)
+        rows = [norms[which == b] for b in range(TIME_BINS)]
+        mean = np.array([row.mean() if len(row) else np.nan for row in rows])
+        error = np.array([row.std(ddof=1) / len(row) ** 0.5 if len(row) > 1 else np.nan for row in rows])
+        return edges, mean, error
+
+
+def second_moments(edges: Floats, mean: Floats, p: Tensor, w: Tensor) -> dict[str, float]:
+    """E |(p/q) f|^2 of one draw under three proposals, from the binned E[|f|^2 | t] = m(t).
+
+    Uniform q = p gives `sum p m`, importance q ∝ p w gives `sum p^2 m / q`, and no q gives less than the oracle's
+    `(sum p sqrt m)^2`, q* ∝ p sqrt(m) (paper, the ideal proposal).
+    """
+    t = p.nonzero()[:, 0]
+    centres = (edges[1:] + edges[:-1]) / 2
+    known = np.isfinite(mean)
+    # Within a bin m follows w^2, about which the residual's own norm is flat.
+    shape = w.double().numpy() ** 2
+    level = np.interp(t.numpy(), centres[known], (mean / np.interp(centres, np.arange(len(shape)), shape))[known])
+    m, pt, wt = level * shape[t.numpy()], p[t].double().numpy(), w[t].double().numpy()
+    q = pt * wt / (pt * wt).sum()
+    return {
+        "uniform": float((pt * m).sum()),
+        "importance": float((pt**2 * m / q).sum()),
+        "oracle": float((pt * np.sqrt(m)).sum() ** 2),
+    }
+
+
+def measure(
+    carv: Carv,
+    upstream: Upstream,
+    parameters: Sequence[Tensor],
+    tried: Sequence[Method],
+    rng: torch.Generator,
+    *,
+    budget: float,
+    precision: float = 0.0,
+    most_renders: int = 10_000,
+    already: float = 0.0,
+    watch: Callable[[Measurement], None] = lambda _: None,
+) -> Measurement:
+    """Render after render, until the time is up or every total variance is known well enough.
+
+    Args:
+        carv: the objective; its own K, proposal and strata do not matter.
+        upstream: one render, drawn with the generator that it is given.
+        parameters: what gradients are taken for.
+        tried: the methods.
+        rng: all draws; on the parameters' device.
+        budget: seconds.
+        precision: stop when the 95 % interval of every total variance is within this share of it; 0: never.
+        most_renders: stop there too.
+        already: seconds that the caller has spent, for the message about a budget that is too small.
+        watch: called after every render.
+
+    Raises:
+        UserError: the budget is too small, the parameters get no gradient, the variance is zero, a gradient is not
+            finite.
+    """
+    started = time.perf_counter()
+    found = Measurement(list(tried))
+    drawn = list(dict.fromkeys(m for method in tried for m in (Method(method.proposal, "none", 1), method.drawn)))
+    carvs = {m: carv.replace(resamples=m.resamples, proposal=m.proposal, strata=m.strata) for m in drawn}
+    shares = [method.resamples / sum(m.resamples for m in drawn) for method in drawn]  # of the pooled mean
+    signs: SignProjection | None = None
+    while len(found.seconds) < most_renders:
+        began = time.perf_counter()
+        z, condition = upstream(rng)
+        gradient = _Gradient(z, parameters)
+        means, noises = [], []
+        for method, estimator in carvs.items():
+            if method.resamples == 1:
+                replicates, left = _singles(found, method, estimator, z, condition, gradient, rng)
+            else:
+                replicates, left = _estimates(found, method, estimator, z, condition, gradient, rng)
+            means.append(replicates.mean(0))
+            noises.append(left / len(replicates))
+        signs = signs or SignProjection(len(means[0]), DIRECTIONS, _fixed(rng.device))
+        found.projections.append(torch.cat([signs(mean[None]) for mean in means]))
+        found.pooled.add(torch.stack([s * mean for s, mean in zip(shares, means, strict=True)]).sum(0))
+        found.pooled_noise.append(torch.stack([s**2 * noise for s, noise in zip(shares, noises, strict=True)]).sum())
+        if not bool(torch.isfinite(found.projections[-1]).all()):
+            raise UserError(
+                "a gradient is not finite: the scene has diverged, or the teacher needs teacher.dtype=float32"
+            )
+        found.seconds.append(time.perf_counter() - began)
+        spent, count = time.perf_counter() - started, len(found.seconds)
+        if count == 1 and FEWEST_RENDERS * found.seconds[0] > budget:
+            raise UserError(
+                f"the budget is too small: {max(budget, 0):.1f} s are left for the variance, but one render under "
+                f"{len(tried)} methods takes {found.seconds[0]:.1f} s and {FEWEST_RENDERS} of them are needed; give at "
+                f"least {math.ceil(1.2 * FEWEST_RENDERS * found.seconds[0] + already)} s, or fewer resamples"
+            )
+        watch(found)
+        if count >= FEWEST_RENDERS and spent + float(np.median(found.seconds)) > budget:
+            break
+        if count >= 2 * FEWEST_RENDERS and found.worst_precision < precision:
+            break
+    if all(found.total(method).value == 0 for method in tried):
+        raise UserError("the variance is zero: the gradient does not depend on the camera, the timestep or the noise")
+    return found
+
+
+class _Gradient:
+    """From a residual of one render's latents to the flat gradient, as often as wanted."""
+
+    def __init__(self, z: Tensor, parameters: Sequence[Tensor]) -> None:
+        self.z, self.parameters = z, list(parameters)
+        if not z.requires_grad:
+            raise UserError("the scene has no gradient: nothing that the render depends on is trained")
+
+    def __call__(self, fbar: Tensor) -> Tensor:
+        """(P,)"""
+        gradients = torch.autograd.grad(self.z, self.parameters, fbar, retain_graph=True, allow_unused=True)
+        parts = [
+            p.new_zeros(p.numel()) if g is None else g.flatten()
+            for p, g in zip(self.parameters, gradients, strict=True)
+        ]
+        return torch.cat(parts)
+
+
+def _singles(
+    found: Measurement,
+    method: Method,
+    carv: Carv,
+    z: Tensor,
+    condition: Any,
+    gradient: _Gradient,
+    rng: torch.Generator,
+) -> tuple[Tensor, Tensor]:
+    """One draw each: two timesteps, and two noises at both.
+
+    Returns:
+        The gradients (4, P); and four times the variance of their mean, somewhat more than one's own variance since
+        pairs share a timestep.
+    """
+    t = carv.proposal.icdf(strata(2, 1, "none", rng))[:, 0].repeat_interleave(2)
+    rows = torch.zeros_like(t)
+    eps = torch.randn((4, *z.shape[1:]), generator=rng, device=z.device, dtype=z.dtype)
+    residual = carv.teacher.residual(z.detach()[rows], t, eps, condition[rows], carv.scale)
+    weight = (carv.proposal.ratio[t] * carv.w.to(t.device)[t]).to(residual.dtype)
+    replicates = torch.stack([gradient(w * r[None]) for w, r in zip(weight, residual, strict=True)])
+    own = _of_pairs(replicates)
+    of_eps = (within(replicates[:2]) + within(replicates[2:])) / 2
+    found.within.setdefault(method, []).append(own)
+    found.noise.setdefault(method.proposal, []).append(of_eps)
+    if method.proposal == "uniform":  # drawn from p itself
+        found.timesteps.append(t)
+        found.norms.append(replicates.square().sum(1))
+    return replicates, 2 * own - of_eps
+
+
+def _estimates(
+    found: Measurement,
+    method: Method,
+    carv: Carv,
+    z: Tensor,
+    condition: Any,
+    gradient: _Gradient,
+    rng: torch.Generator,
+) -> tuple[Tensor, Tensor]:
+    """Whole estimates of K resamples: their gradients (REPLICATES, P), and the variance of one."""
+    rows = torch.zeros(REPLICATES, dtype=torch.long, device=z.device)
+    fbar = carv.estimate(z.detach()[rows], condition[rows], rng).fbar
+    replicates = torch.stack([gradient(one[None]) for one in fbar])
+    own = within(replicates)
+    found.within.setdefault(method, []).append(own)
+    return replicates, own
+
+
+def _of_pairs(replicates: Tensor) -> Tensor:
+    """The variance of one draw from (4, P) whose rows 0, 1 and 2, 3 share a timestep: from the rows that do not."""
+    distances = [(replicates[i] - replicates[j]).square().sum(dtype=torch.float64) for i in (0, 1) for j in (2, 3)]
+    return torch.stack(distances).mean() / 2
+
+
+def _fixed(device: torch.device) -> torch.Generator:
+    return torch.Generator(device).manual_seed(20260521)

@@ -1,0 +1,180 @@
+"""A whole comparison: plan, runs, quality, results."""
+
+from __future__ import annotations
+
+from collections.abc import Sequence
+from dataclasses import dataclass
+from functools import cache
+from pathlib import Path
+from typing import Any
+
+import numpy as np
+from rich.console import Console
+from rich.progress import track
+
+from carv3d.comparison.execution import Job, check_runs, execute, jobs_of, locked
+from carv3d.comparison.plan import EQUAL, Method, Plan, knows_truth, make_plan, methods_of
+from carv3d.comparison.prompts import read_prompts
+from carv3d.comparison.quality import Quality, kept_quality, measure
+from carv3d.comparison.statistics import Curves, Result, results
+from carv3d.config import Config
+from carv3d.errors import UserError
+from carv3d.evaluation import Judge
+from carv3d.runs import Run
+from carv3d.shapes import parse
+
+
+@dataclass(frozen=True)
+class Outcome:
+    """What came of a method.
+
+    Attributes:
+        method: which.
+        seconds: of training, mean over its runs, as they measured them.
+        curves: its quality; None if the true objects are not known.
+        result: the same.
+    """
+
+    method: Method
+    seconds: float
+    curves: Curves | None
+    result: Result | None
+
+    def figures(self) -> dict[str, Any]:
+        """Of the method, as JSON; None for what is not known."""
+        guidance = self.method.config.guidance
+        found: dict[str, Any] = {
+            "name": self.method.name,
+            "renders": guidance.renders,
+            "resamples": guidance.resamples,
+            "proposal": guidance.proposal,
+            "strata": guidance.strata,
+            "ms_per_step": self.method.seconds_per_step * 1000,
+            "steps": self.method.steps,
+            "teacher_calls": self.method.steps * self.method.calls_per_step,
+            "seconds": self.method.steps * self.method.seconds_per_step,
+            "measured_seconds": self.seconds,
+        }
+        of = {"psnr": "psnr", "iou": "iou", "difference": "psnr_difference", "iou_difference": "iou_difference"}
+        of |= {"speedup": "speedup", "speedup_calls": "speedup_calls"}
+        for key, name in of.items():
+            for suffix, part in (("", "value"), ("_low", "low"), ("_high", "high")):
+                found[key + suffix] = getattr(getattr(self.result, name), part) if self.result else None
+        for key in ("seconds_needed", "calls_needed"):
+            found[key] = getattr(self.result, key) if self.result else None
+        return found
+
+
+@dataclass(frozen=True)
+class Comparison:
+    """A finished comparison.
+
+    Attributes:
+        plan: what was compared.
+        outcomes: one a method; the first is the baseline.
+        jobs: all runs.
+        environment: what one of the runs was made with, see `carv3d.runs.environment`.
+        made: the runs that this call made or went on with.
+    """
+
+    plan: Plan
+    outcomes: list[Outcome]
+    jobs: list[Job]
+    environment: dict[str, Any]
+    made: list[Job]
+
+    def figures(self) -> dict[str, Any]:
+        """Everything as JSON."""
+        plan = self.plan
+        return {
+            "methods": [outcome.figures() for outcome in self.outcomes],
+            "baseline": plan.methods[0].name,
+            "prompts": plan.prompts,
+            "seeds": plan.seeds,
+            "equal": plan.equal,
+        }
+
+    def job(self, method: Method, prompt: str, seed: int = 0) -> Job:
+        """A run."""
+        wanted = (method.name, prompt, seed)
+        return next(job for job in self.jobs if (job.method.name, job.prompt, job.seed) == wanted)
+
+
+def compare(
+    configs: Sequence[tuple[str, Config]],
+    prompt_file: Path,
+    *,
+    seeds: int,
+    equal: str,
+    jobs: int,
+    folder: Path,
+    console: Console,
+) -> Comparison:
+    """Compare methods: plan, make what runs are missing, measure.
+
+    Args:
+        configs: names and configs; one gives three methods, several one each.
+        prompt_file: see `read_prompts`.
+        seeds: how many; 0 to seeds - 1.
+        equal: "time" or "calls".
+        jobs: runs at a time.
+        folder: of the comparison; what is there is kept.
+        console: where the progress bars go.
+
+    Raises:
+        UserError: what the user can mend; before any run where that is possible.
+        KeyboardInterrupt: after the runs have been stopped; the same call goes on.
+    """
+    if equal not in EQUAL:
+        raise UserError(f"--equal takes {' or '.join(EQUAL)}, not {equal!r}")
+    asked = methods_of(configs)
+    prompts = read_prompts(prompt_file)
+    if any(knows_truth(config) for _, config in asked):
+        for prompt in prompts:
+            try:
+                parse(prompt)
+            except UserError as error:
+                reason = str(error).removesuffix(" Use --force to go on all the same")
+                raise UserError(f"{prompt_file}: {prompt!r}: {reason}") from None
+    with locked(folder):
+        if not (folder / "plan.json").exists():
+            console.print("timing a step of each method", markup=False, highlight=False)
+        plan = make_plan(asked, prompts, seeds, equal, jobs, folder)
+        runs = jobs_of(plan, folder)
+        check_runs(runs, plan)
+        made = execute(runs, plan, folder, jobs, console)
+        check_runs(made, plan)
+        qualities = _measure(runs, plan, console)
+    return Comparison(plan, _outcomes(plan, runs, qualities), runs, Run.open(runs[0].path).environment, made)
+
+
+def _measure(jobs: Sequence[Job], plan: Plan, console: Console) -> list[Quality]:
+    """Of every run, from its folder where it is there."""
+    judge = cache(Judge) if plan.measurable else None
+    found = [kept_quality(job, plan.measurable) for job in jobs]
+    missing = [index for index, quality in enumerate(found) if quality is None]
+    for index in track(missing, "measuring", console=console, disable=not missing):
+        found[index] = measure(jobs[index], judge)
+    return [quality for quality in found if quality is not None]
+
+
+def _outcomes(plan: Plan, jobs: Sequence[Job], qualities: Sequence[Quality]) -> list[Outcome]:
+    by_job = {(job.method.name, job.prompt, job.seed): q for job, q in zip(jobs, qualities, strict=True)}
+    seconds, curves = [], []
+    for method in plan.methods:
+        mine = [[by_job[method.name, prompt, seed] for seed in range(plan.seeds)] for prompt in plan.prompts]
+        steps = np.array(method.curve_steps, dtype=np.float64)
+        seconds.append(sum(quality.seconds for row in mine for quality in row) / (len(mine) * plan.seeds))
+        curves.append(
+            Curves(
+                steps=steps,
+                seconds=steps * method.seconds_per_step,
+                calls=steps * method.calls_per_step,
+                psnr=np.array([[quality.psnr for quality in row] for row in mine]),
+                iou=np.array([[quality.iou for quality in row] for row in mine]),
+            )
+        )
+    if not plan.measurable:
+        return [Outcome(method, time, None, None) for method, time in zip(plan.methods, seconds, strict=True)]
+    found = results(curves)
+    return [Outcome(*parts) for parts in zip(plan.methods, seconds, curves, found, strict=True)]

@@ -1,0 +1,223 @@
+"""The runs of a comparison: ordinary runs, each made by `carv3d generate` in a process of its own."""
+
+from __future__ import annotations
+
+import fcntl
+import json
+import os
+import shutil
+import signal
+import subprocess
+import sys
+import threading
+from collections.abc import Iterator, Sequence
+from concurrent.futures import ThreadPoolExecutor, as_completed
+from contextlib import contextmanager
+from dataclasses import dataclass, replace
+from pathlib import Path
+
+from rich.console import Console
+from rich.progress import BarColumn, MofNCompleteColumn, Progress, TextColumn, TimeElapsedColumn, TimeRemainingColumn
+
+from carv3d.comparison.plan import Method, Plan, differing_key
+from carv3d.comparison.prompts import folder_name
+from carv3d.errors import UserError
+from carv3d.runs import Run, disk_errors
+
+_GRACE = 30.0  # seconds that a stopped run has to save itself
+_BEFORE_A_RUN = {".lock", "log.txt", "config.yaml", "checkpoints", "previews"}  # what may lie there when it is killed
+
+
+@dataclass(frozen=True)
+class Job:
+    """One run of the comparison."""
+
+    method: Method
+    prompt: str
+    seed: int
+    path: Path
+
+    @property
+    def finished(self) -> bool:
+        """Whether nothing is left to do; the turntable is a run's last result."""
+        return (self.path / "turntable.mp4").is_file()
+
+
+def jobs_of(plan: Plan, folder: Path) -> list[Job]:
+    """All runs of the plan. The methods take turns, so that a comparison that was stopped is a fair, smaller one."""
+    return [
+        Job(method, prompt, seed, folder / method.name / folder_name(prompt, seed))
+        for seed in range(plan.seeds)
+        for prompt in plan.prompts
+        for method in plan.methods
+    ]
+
+
+def check_runs(jobs: Sequence[Job], plan: Plan) -> None:
+    """Refuse runs that are there and cannot be compared.
+
+    Raises:
+        UserError: a run of another config or of another device.
+    """
+    for job in jobs:
+        if not (job.path / "environment.json").exists():
+            continue
+        run = Run.open(job.path)
+        expected = replace(job.method.config, prompt=job.prompt, seed=job.seed)
+        difference = differing_key(run.config, expected)
+        for key in ("prompt", "seed"):
+            if getattr(run.config, key) != getattr(expected, key):
+                difference = f"{key}: {getattr(run.config, key)} and {getattr(expected, key)}"
+        if difference:
+            raise UserError(
+                f"{job.path} is a run of another config than {job.method.name} ({difference}); "
+                "move it away, or give another --output"
+            )
+        made_on = run.environment["device"]
+        if made_on != plan.device_name:
+            raise UserError(
+                f"{job.path} was made on {made_on}, the comparison on {plan.device_name}: runs of different devices "
+                "are not compared; move it away, or give another --output"
+            )
+
+
+def execute(jobs: Sequence[Job], plan: Plan, folder: Path, workers: int, console: Console) -> list[Job]:
+    """Make the runs that are not there and go on with those that are unfinished.
+
+    Args:
+        jobs: see `jobs_of`; finished ones are left alone.
+        plan: that they are of.
+        folder: of the comparison.
+        workers: runs at a time.
+        console: where the progress bar goes.
+
+    Returns:
+        The runs that were made or gone on with.
+
+    Raises:
+        UserError: a run failed; what it said last.
+        KeyboardInterrupt: after all runs have been stopped.
+    """
+    waiting = [job for job in jobs if not job.finished]
+    if not waiting:
+        return []
+    columns = (
+        TextColumn("{task.description}"),
+        BarColumn(),
+        MofNCompleteColumn(),
+        TimeElapsedColumn(),
+        TextColumn("left"),
+        TimeRemainingColumn(elapsed_when_finished=False),
+    )
+    children = _Children(plan.threads)
+    pool = ThreadPoolExecutor(workers)
+    with _interruptible(), Progress(*columns, console=console, speed_estimate_period=3600) as progress:
+        task = progress.add_task("runs", total=len(jobs), completed=len(jobs) - len(waiting))
+        try:
+            for future in as_completed([pool.submit(_run, job, folder, children) for job in waiting]):
+                future.result()
+                progress.advance(task)
+        finally:
+            pool.shutdown(wait=False, cancel_futures=True)
+            children.stop()
+            pool.shutdown()
+    return waiting
+
+
+@contextmanager
+def locked(folder: Path) -> Iterator[None]:
+    """Hold the comparison's folder.
+
+    Raises:
+        UserError: another process has it.
+    """
+    with disk_errors(folder):
+        folder.mkdir(parents=True, exist_ok=True)
+        lock = open(folder / ".lock", "a", encoding="utf-8")  # noqa: SIM115
+    with lock:
+        try:
+            fcntl.flock(lock, fcntl.LOCK_EX | fcntl.LOCK_NB)
+        except BlockingIOError:
+            raise UserError(f"{folder} is in use by another `carv3d compare`; wait for it or stop it") from None
+        try:
+            yield
+        finally:
+            if {path.name for path in folder.iterdir()} == {".lock"}:  # nothing is left of a mistake
+                (folder / ".lock").unlink()
+                folder.rmdir()
+
+
+def _run(job: Job, folder: Path, children: _Children) -> None:
+    words = ["generate", "--resume", str(job.path)]
+    if not (job.path / "environment.json").exists():
+        if job.path.is_dir() and {path.name for path in job.path.iterdir()} <= _BEFORE_A_RUN:
+            shutil.rmtree(job.path)  # killed before it was a run
+        config = folder / f"{job.method.name}.yaml"
+        # In quotes, as YAML: a prompt is taken as it stands, whatever is in it.
+        prompt = f"prompt={json.dumps(job.prompt, ensure_ascii=False)}"
+        words = ["generate", str(config), prompt, f"seed={job.seed}", "--output", str(job.path)]
+    code, said = children.run([sys.executable, "-m", "carv3d.cli", *words])
+    if code:
+        last = next((line.strip() for line in reversed(said.splitlines()) if line.strip()), f"exit code {code}")
+        raise UserError(f"the run {job.path} failed: {last.removeprefix('error: ')}")
+
+
+class _Children:
+    """Processes of runs, which can be stopped together."""
+
+    def __init__(self, threads: int) -> None:
+        self._environment = os.environ | {"OMP_NUM_THREADS": str(threads)}
+        self._lock = threading.Lock()
+        self._running: set[subprocess.Popen[str]] = set()
+        self._stopped = False
+
+    def run(self, command: list[str]) -> tuple[int, str]:
+        """Exit code and stderr of a command."""
+        with self._lock:
+            if self._stopped:
+                return 130, "stopped"
+            # A session of its own: Ctrl-C reaches it once, by `stop`, and it saves a checkpoint.
+            child = subprocess.Popen(
+                command,
+                env=self._environment,
+                stdout=subprocess.DEVNULL,
+                stderr=subprocess.PIPE,
+                text=True,
+                errors="replace",
+                start_new_session=True,
+            )
+            self._running.add(child)
+        _, said = child.communicate()
+        with self._lock:
+            self._running.discard(child)
+        return child.returncode, said
+
+    def stop(self) -> None:
+        """Ask all to save and end, and wait for that; kill those that do not."""
+        with self._lock:
+            self._stopped = True
+            running = list(self._running)
+        for child in running:
+            child.terminate()
+        for child in running:
+            try:
+                child.wait(_GRACE)
+            except subprocess.TimeoutExpired:
+                child.kill()
+
+
+@contextmanager
+def _interruptible() -> Iterator[None]:
+    """What ends a process quietly is a KeyboardInterrupt meanwhile: no run is left behind."""
+
+    def interrupt(*_: object) -> None:
+        raise KeyboardInterrupt
+
+    main = threading.current_thread() is threading.main_thread()  # only there can signals be handled
+    numbers = (signal.SIGTERM, signal.SIGHUP) if main else ()
+    before = {number: signal.signal(number, interrupt) for number in numbers}
+    try:
+        yield
+    finally:
+        for number, handler in before.items():
+            signal.signal(number, handler)

@@ -1,0 +1,313 @@
+"""Measure a run's gradient noise and step cost, and find the (R, K) and method that pay most: `carv3d measure`."""
+
+from __future__ import annotations
+
+import time
+from collections.abc import Callable, Sequence
+from dataclasses import asdict, dataclass
+from typing import Any
+
+import numpy as np
+import torch
+from torch import Tensor
+
+from carv3d.accounting import (
+    BASELINE,
+    Baseline,
+    CostMeter,
+    CostModel,
+    Interval,
+    Measurement,
+    Method,
+    best_resamples,
+    measure,
+    methods,
+    second_moments,
+)
+from carv3d.accounting.variance import Floats
+from carv3d.errors import UserError
+from carv3d.training import Trainer
+
+RENDERS, RESAMPLES = (1, 2, 4, 8), (1, 2, 4, 8, 16)
+MOST_DRAWS = 32  # R K of the grid's largest steps, as in the paper
+COST_SHARE = 0.15  # of the budget
+COST_ROUNDS = 3
+BOOTSTRAPS = 1000
+TRUSTED_Z = 4.0
+
+
+@dataclass(frozen=True)
+class Row:
+    """One method at one (R, K). Variances are of a step's gradient; low and high are 95 % intervals.
+
+    Attributes:
+        method: see `carv3d.accounting.Method.name`.
+        R, K: renders a step, resamples a render.
+        proposal, strata: as in the config's guidance section.
+        variance, variance_low, variance_high: tr Cov.
+        variance_between, variance_within: its parts; within is variance_timestep + variance_noise.
+        cost_ms: measured, or of the simulated ratio.
+        cost_model_ms: R (c_up + K c_denoise).
+        ecm, ecm_low, ecm_high: effective compute multiplier.
+        re: relative efficiency.
+        z: largest |z| of the method's mean against the other methods'; below 4 is agreement.
+    """
+
+    method: str
+    R: int
+    K: int
+    proposal: str
+    strata: str
+    variance: float
+    variance_low: float
+    variance_high: float
+    variance_between: float
+    variance_within: float
+    variance_timestep: float
+    variance_noise: float
+    cost_ms: float
+    cost_model_ms: float
+    ecm: float
+    ecm_low: float
+    ecm_high: float
+    re: float
+    z: float
+
+
+@dataclass(frozen=True)
+class NoiseReport:
+    """All that a measurement found.
+
+    Attributes:
+        rows: every method at every (R, K).
+        recommended: the row with the largest ECM.
+        baseline: uniform, K = 1, R = 1.
+        cost_parts: ms of each part of a step of one render, by K.
+        cost: the model that the rows' model costs are of, in seconds.
+        measured_cost: the model fitted to the measured steps; another one if a ratio is simulated.
+        between, within: of one render at K = 1, uniform.
+        predicted_resamples: sqrt(a b).
+        edges, norm, norm_error: of the gradient's norm by timestep, sqrt(E |J^T w r|^2); bins (B + 1,), (B,), (B,).
+        weight: (T,) w_SDS(t), and
+        p: (T,) the target pmf.
+        moments: second moments of one draw under the proposals, see `carv3d.accounting.second_moments`.
+        renders: how many were measured.
+        seconds: it took.
+        trusted: no method's mean is away from the others'.
+    """
+
+    rows: list[Row]
+    recommended: Row
+    baseline: Row
+    cost_parts: dict[int, dict[str, float]]
+    cost: CostModel
+    measured_cost: CostModel
+    between: Interval
+    within: Interval
+    predicted_resamples: float
+    edges: Floats
+    norm: Floats
+    norm_error: Floats
+    weight: Tensor
+    p: Tensor
+    moments: dict[str, float]
+    renders: int
+    seconds: float
+
+    @property
+    def trusted(self) -> bool:
+        """Whether all methods agree on the mean gradient."""
+        return max(row.z for row in self.rows) < TRUSTED_Z
+
+    @property
+    def setting(self) -> str:
+        """The recommended row as overrides of a config."""
+        row = self.recommended
+        return (
+            f"guidance.renders={row.R} guidance.resamples={row.K} "
+            f"guidance.proposal={row.proposal} guidance.strata={row.strata}"
+        )
+
+    def as_json(self) -> dict[str, Any]:
+        """For programs."""
+        return {
+            "rows": [asdict(row) for row in self.rows],
+            "recommended": asdict(self.recommended) | {"setting": self.setting},
+            "between": asdict(self.between),
+            "within": asdict(self.within),
+            "predicted_resamples": self.predicted_resamples,
+            "cost_ratio": self.cost.ratio,
+            "measured_cost_ratio": self.measured_cost.ratio,
+            "cost_parts_ms": self.cost_parts,
+            "second_moments": self.moments,
+            "norm_by_timestep": {
+                "edges": self.edges.tolist(),
+                "norm": [None if np.isnan(x) else float(x) for x in self.norm],
+            },
+            "trusted": self.trusted,
+            "renders": self.renders,
+            "seconds": self.seconds,
+        }
+
+
+# What is being done, and how far: a share of the budget.
+Watch = Callable[[str, float], None]
+
+
+def measure_trainer(
+    trainer: Trainer,
+    *,
+    renders: Sequence[int] = RENDERS,
+    resamples: Sequence[int] = RESAMPLES,
+    budget: float = 300.0,
+    precision: float = 0.05,
+    cost_ratio: float | None = None,
+    seed: int = 0,
+    watch: Watch = lambda _what, _share: None,
+) -> NoiseReport:
+    """Measure costs and variances of a trainer as it stands. Its parameters are not changed.
+
+    The gradient is that of the distillation loss for everything that is trained; regularisers are left out, since no
+    method changes their noise.
+
+    Args:
+        trainer: of a fresh scene, or one whose checkpoint was loaded.
+        renders: R of the grid. Renders are independent: the variance of R of them is 1 / R of one's.
+        resamples: K of the grid; 1 is added.
+        budget: seconds for everything.
+        precision: stop before that when every total variance is known within this share.
+        cost_ratio: count costs as if rendering, encoding and the backward pass cost so many resamples.
+        seed: of all draws.
+        watch: called now and then.
+
+    Raises:
+        UserError: the grid is empty, or see `carv3d.accounting.measure`.
+    """
+    if min([*renders, *resamples], default=0) < 1:
+        raise UserError("renders and resamples must be whole numbers of at least 1")
+    started = time.perf_counter()
+    rng = torch.Generator(trainer.device).manual_seed(seed)
+    trainer.set_schedules()
+    trainer.renderer.update_occupancy(trainer.scene, trainer.step_count, rng)
+    ks = sorted({1, *resamples})
+    grid = [(R, K) for R in sorted({1, *renders}) for K in ks if max(MOST_DRAWS, max(ks)) >= R * K]
+    meter = _measure_costs(trainer, grid, rng, budget * COST_SHARE, watch)
+
+    def upstream(rng: torch.Generator) -> tuple[Tensor, Any]:
+        _, z, condition = trainer.look(1, rng)
+        return z, condition
+
+    def report(found: Measurement) -> None:
+        watch(f"{len(found.seconds)} renders, ±{found.worst_precision:.0%}", (time.perf_counter() - started) / budget)
+
+    already = time.perf_counter() - started
+    found = measure(
+        trainer.carv,
+        upstream,
+        trainer.parameters(),
+        methods(ks),
+        rng,
+        budget=budget - already,
+        already=already,
+        precision=precision,
+        watch=report,
+    )
+    return _report(trainer, found, meter, grid, cost_ratio, time.perf_counter() - started)
+
+
+def _measure_costs(
+    trainer: Trainer, grid: Sequence[tuple[int, int]], rng: torch.Generator, budget: float, watch: Watch
+) -> CostMeter:
+    meter, started = CostMeter(trainer.clock), time.perf_counter()
+
+    def step(R: int, K: int) -> Callable[[], None]:
+        carv = trainer.carv.replace(resamples=K, proposal="importance", strata="render")
+
+        def run() -> None:
+            trainer.optimizer.zero_grad()
+            trainer.backward(R, carv, rng)
+
+        return run
+
+    steps = {(R, K): step(R, K) for R, K in grid}
+    for R, K in (grid[0], grid[-1]):  # the first passes are slower than all others
+        steps[R, K]()
+    while not meter.rounds or len(meter.rounds[grid[0]]) < COST_ROUNDS or time.perf_counter() - started < budget:
+        watch("timing steps", (time.perf_counter() - started) / max(budget, 1e-9) * COST_SHARE)
+        meter.round(steps)
+    trainer.optimizer.zero_grad()
+    return meter
+
+
+def _report(
+    trainer: Trainer,
+    found: Measurement,
+    meter: CostMeter,
+    grid: Sequence[tuple[int, int]],
+    cost_ratio: float | None,
+    seconds: float,
+) -> NoiseReport:
+    fitted = meter.model()
+    model = fitted if cost_ratio is None else fitted.with_ratio(cost_ratio)
+
+    def cost(R: int, K: int) -> float:
+        return meter.total((R, K)) if cost_ratio is None else model(R, K)
+
+    between = found.between_samples()
+    drawn = np.random.default_rng(0).integers(len(between), size=(BOOTSTRAPS, len(between)))
+    boots = {method: (between + found.within_samples(method))[drawn].mean(1) for method in found.methods}
+    means = {method: found.total(method).value for method in found.methods}
+    rs = [R for R, K in grid if K == 1]
+    baseline = Baseline.of(means[BASELINE], rs, cost)
+    baselines = [Baseline.of(float(v), rs, cost) for v in boots[BASELINE]]
+    z, rows = found.z(), []
+    for method in found.methods:
+        uniform, total = means[Method("uniform", "none", method.resamples)], found.total(method)
+        within, noise = found.within_samples(method).mean(), found.noise_samples(method).mean()
+        for R in (R for R, K in grid if method.resamples == K):
+            paid = cost(R, method.resamples)
+            spread = [b.ecm(float(v) / R, paid) for b, v in zip(baselines, boots[method], strict=True)]
+            rows.append(
+                Row(
+                    method=method.name,
+                    R=R,
+                    K=method.resamples,
+                    proposal=method.proposal,
+                    strata=method.strata,
+                    variance=total.value / R,
+                    variance_low=total.low / R,
+                    variance_high=total.high / R,
+                    variance_between=float(between.mean()) / R,
+                    variance_within=float(within) / R,
+                    variance_timestep=float(within - noise) / R,
+                    variance_noise=float(noise) / R,
+                    cost_ms=paid * 1e3,
+                    cost_model_ms=model(R, method.resamples) * 1e3,
+                    ecm=baseline.ecm(total.value / R, paid),
+                    ecm_low=float(np.quantile(spread, 0.025)),
+                    ecm_high=float(np.quantile(spread, 0.975)),
+                    re=uniform / total.value,
+                    z=z[method],
+                )
+            )
+    of_views, of_draws = Interval.of_mean(between), Interval.of_mean(found.within_samples(BASELINE))
+    edges, squared, error = found.norm_by_timestep(trainer.carv.p)
+    return NoiseReport(
+        rows=rows,
+        recommended=max(rows, key=lambda row: row.ecm),
+        baseline=next(row for row in rows if (row.method, row.R, row.K) == (BASELINE.name, 1, 1)),
+        cost_parts={K: {part: s * 1e3 for part, s in meter.parts((1, K)).items()} for R, K in grid if R == 1},
+        cost=model,
+        measured_cost=fitted,
+        between=of_views,
+        within=of_draws,
+        predicted_resamples=best_resamples(model.c_up, model.c_denoise, of_views.value, of_draws.value),
+        edges=edges,
+        norm=np.sqrt(squared),
+        norm_error=error / (2 * np.sqrt(squared)),
+        weight=trainer.carv.w,
+        p=trainer.carv.p,
+        moments=second_moments(edges, squared, trainer.carv.p, trainer.carv.w),
+        renders=len(found.seconds),
+        seconds=seconds,
+    )
