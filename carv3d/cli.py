@@ -266,7 +266,7 @@ def measure(
     from rich.progress import BarColumn, Progress, TextColumn, TimeElapsedColumn, TimeRemainingColumn
 
     from carv3d.generation import load_trainer, set_threads
-    from carv3d.measurement import measure_trainer
+    from carv3d.measurement import observe, report
     from carv3d.reports.measurement import lead, page_of, terminal_table
     from carv3d.runs import Run, disk_errors, environment, replace_file, slug
 
@@ -301,27 +301,27 @@ def measure(
     columns = (TextColumn("measuring"), BarColumn(), TimeElapsedColumn(), TextColumn("left, at most"))
     with Progress(*columns, TimeRemainingColumn(), TextColumn("{task.description}"), console=_console) as progress:
         task = progress.add_task("", total=1.0)
-        report = measure_trainer(
+        observed = observe(
             trainer,
             renders=_whole_numbers("--renders", renders),
             resamples=_whole_numbers("--resamples", resamples),
             budget=budget,
             precision=precision,
-            cost_ratio=cost_ratio,
             seed=seed,
             watch=lambda what, share: progress.update(task, description=what, completed=min(share, 1.0)),
         )
+    found = report(observed, cost_ratio)
     machine = environment(shlex.join(["carv3d", *sys.argv[1:]]), trainer.device)
     footer = f"{machine['command']} · {machine['device']} · torch {machine['torch']} · carv3d {__version__}"
-    replace_file(folder / "measurement.json", (json.dumps(report.as_json(), indent=1) + "\n").encode())
-    page_of(report, title, f"Gradient noise: {title}", footer).write(folder / "report.html")
+    replace_file(folder / "measurement.json", (json.dumps(found.as_json(), indent=1) + "\n").encode())
+    page_of(found, title, f"Gradient noise: {title}", footer).write(folder / "report.html")
     if as_json:
-        print(json.dumps(report.as_json()))
+        print(json.dumps(found.as_json()))
         return
-    _console.print(terminal_table(report))
-    for line in (lead(report), report.setting, str(folder / "report.html")):
+    _console.print(terminal_table(found))
+    for line in (lead(found), found.setting, str(folder / "report.html")):
         _console.print(line, markup=False, highlight=False, soft_wrap=True)
-    if not report.trusted:
+    if not found.trusted:
         raise typer.Exit(1)
 
 

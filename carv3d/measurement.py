@@ -154,17 +154,36 @@ class NoiseReport:
 Watch = Callable[[str, float], None]
 
 
-def measure_trainer(
+@dataclass(frozen=True)
+class Observation:
+    """What was measured, from which reports for any cost ratio can be made.
+
+    Attributes:
+        found: variances.
+        meter: costs.
+        grid: the (R, K).
+        p, w: (T,) target pmf and weight.
+        seconds: it took.
+    """
+
+    found: Measurement
+    meter: CostMeter
+    grid: Sequence[tuple[int, int]]
+    p: Tensor
+    w: Tensor
+    seconds: float
+
+
+def observe(
     trainer: Trainer,
     *,
     renders: Sequence[int] = RENDERS,
     resamples: Sequence[int] = RESAMPLES,
     budget: float = 300.0,
     precision: float = 0.05,
-    cost_ratio: float | None = None,
     seed: int = 0,
     watch: Watch = lambda _what, _share: None,
-) -> NoiseReport:
+) -> Observation:
     """Measure costs and variances of a trainer as it stands. Its parameters are not changed.
 
     The gradient is that of the distillation loss for everything that is trained; regularisers are left out, since no
@@ -176,7 +195,6 @@ def measure_trainer(
         resamples: K of the grid; 1 is added.
         budget: seconds for everything.
         precision: stop before that when every total variance is known within this share.
-        cost_ratio: count costs as if rendering, encoding and the backward pass cost so many resamples.
         seed: of all draws.
         watch: called now and then.
 
@@ -197,7 +215,7 @@ def measure_trainer(
         _, z, condition = trainer.look(1, rng)
         return z, condition
 
-    def report(found: Measurement) -> None:
+    def tell(found: Measurement) -> None:
         watch(f"{len(found.seconds)} renders, ±{found.worst_precision:.0%}", (time.perf_counter() - started) / budget)
 
     already = time.perf_counter() - started
@@ -210,9 +228,9 @@ def measure_trainer(
         budget=budget - already,
         already=already,
         precision=precision,
-        watch=report,
+        watch=tell,
     )
-    return _report(trainer, found, meter, grid, cost_ratio, time.perf_counter() - started)
+    return Observation(found, meter, grid, trainer.carv.p, trainer.carv.w, time.perf_counter() - started)
 
 
 def _measure_costs(
@@ -239,14 +257,15 @@ def _measure_costs(
     return meter
 
 
-def _report(
-    trainer: Trainer,
-    found: Measurement,
-    meter: CostMeter,
-    grid: Sequence[tuple[int, int]],
-    cost_ratio: float | None,
-    seconds: float,
-) -> NoiseReport:
+def report(observed: Observation, cost_ratio: float | None = None) -> NoiseReport:
+    """What follows from an observation.
+
+    Args:
+        observed: see `observe`.
+        cost_ratio: count costs as if rendering, encoding and the backward pass cost so many resamples; None: as
+            they were measured.
+    """
+    found, meter, grid = observed.found, observed.meter, observed.grid
     fitted = meter.model()
     model = fitted if cost_ratio is None else fitted.with_ratio(cost_ratio)
 
@@ -291,7 +310,7 @@ def _report(
                 )
             )
     of_views, of_draws = Interval.of_mean(between), Interval.of_mean(found.within_samples(BASELINE))
-    edges, squared, error = found.norm_by_timestep(trainer.carv.p)
+    edges, squared, error = found.norm_by_timestep(observed.p)
     return NoiseReport(
         rows=rows,
         recommended=max(rows, key=lambda row: row.ecm),
@@ -305,9 +324,9 @@ def _report(
         edges=edges,
         norm=np.sqrt(squared),
         norm_error=error / (2 * np.sqrt(squared)),
-        weight=trainer.carv.w,
-        p=trainer.carv.p,
-        moments=second_moments(edges, squared, trainer.carv.p, trainer.carv.w),
+        weight=observed.w,
+        p=observed.p,
+        moments=second_moments(edges, squared, observed.p, observed.w),
         renders=len(found.seconds),
-        seconds=seconds,
+        seconds=observed.seconds,
     )

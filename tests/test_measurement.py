@@ -12,7 +12,8 @@ import pytest
 import torch
 
 from carv3d.config import find_config, load
-from carv3d.measurement import measure_trainer
+from carv3d.measurement import observe
+from carv3d.measurement import report as report_of
 from carv3d.training import Trainer
 from tests.test_cli import QUICK, carv3d
 
@@ -57,7 +58,7 @@ def test_from_run_to_page(run: Path, capsys: pytest.CaptureFixture[str]) -> None
 def test_rows_are_consistent(trainer: Trainer) -> None:
     """Parts add up, R renders have 1 / R of the variance, the baseline's ECM is 1, and the scene is as it was."""
     before = [p.detach().clone() for p in trainer.parameters()]
-    report = measure_trainer(trainer, renders=[1, 2, 4], resamples=[1, 2, 4], budget=6, precision=0)
+    report = report_of(observe(trainer, renders=[1, 2, 4], resamples=[1, 2, 4], budget=6, precision=0))
     assert all(torch.equal(a, b) for a, b in zip(before, trainer.parameters(), strict=True))
     assert all(p.grad is None or not p.grad.any() for p in trainer.parameters())
     by = {(row.method, row.R, row.K): row for row in report.rows}
@@ -73,7 +74,7 @@ def test_rows_are_consistent(trainer: Trainer) -> None:
 
 def test_simulated_ratio_peaks_where_the_model_says(trainer: Trainer) -> None:
     """Costs are the model's, so ECM of uniform draws is the closed form, largest at the K next to sqrt(a b)."""
-    report = measure_trainer(trainer, renders=[1, 2], resamples=[1, 2, 4, 8], budget=6, cost_ratio=4.0)
+    report = report_of(observe(trainer, renders=[1, 2], resamples=[1, 2, 4, 8], budget=6), cost_ratio=4.0)
     assert report.cost.ratio == pytest.approx(4.0)
     a, b = 4.0, report.within.value / report.between.value
     for row in report.rows:
