@@ -53,7 +53,7 @@ def train(prompt: str, out: Path) -> Path:
 
 def tables(stage: str, found: NoiseReport, simulated: NoiseReport) -> str:
     """Markdown: what was found in words, and the table. Cells are the four methods, uniform first."""
-    share = found.within.value / found.between.value
+    share, worst = found.within.value / found.between.value, max(row.z for row in found.rows)
 
     def best(one: NoiseReport) -> str:
         row = one.recommended
@@ -67,21 +67,18 @@ def tables(stage: str, found: NoiseReport, simulated: NoiseReport) -> str:
         return " / ".join(f"{getattr(rows.get(name) or rows[plain[name]], figure):.2f}" for name in names)
 
     lines = [
-        f"**{stage}** ({found.renders} renders, largest |z| of a method's mean {max(r.z for r in found.rows):.1f}). "
-        f"W/A = {share:.2f}, c_up / c_denoise = {found.measured_cost.ratio:.1f}. As measured, the best K of uniform draws "
-        f"is predicted at {found.predicted_resamples:.1f}, and the best found is {best(found)}. At ratio {RATIO:.0f}: "
+        f"**{stage}** ({found.renders} renders, largest |z| of a method's mean {worst:.1f}). W/A = {share:.2f}, "
+        f"c_up / c_denoise = {found.measured_cost.ratio:.1f}. As measured, the best K of uniform draws is predicted "
+        f"at {found.predicted_resamples:.1f}, and the best setting found is {best(found)}. At ratio {RATIO:.0f}: "
         f"{simulated.predicted_resamples:.1f}, and {best(simulated)}.",
         "",
         f"| K | ECM as measured | ECM at ratio {RATIO:.0f} | ECM in the paper | RE | RE in the paper |",
         "|---|---|---|---|---|---|",
     ]
     for K, (ecm, re) in PAPER.items():
-        cells = [
-            cell(found, K, "ecm", METHODS),
-            cell(simulated, K, "ecm", METHODS),
-            " / ".join(f"{x:.2f}" for x in ecm),
-        ]
-        cells += [cell(found, K, "re", METHODS[1:]), " / ".join(f"{x:.2f}" for x in re)]
+        ours = [cell(one, K, "ecm", METHODS) for one in (found, simulated)]
+        theirs, re_ours = " / ".join(f"{x:.2f}" for x in ecm), cell(found, K, "re", METHODS[1:])
+        cells = [*ours, theirs, re_ours, " / ".join(f"{x:.2f}" for x in re)]
         lines.append(f"| {K} | " + " | ".join(cells) + " |")
     return "\n".join(lines) + "\n"
 
