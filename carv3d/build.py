@@ -80,6 +80,7 @@ def carv(config: schema.Config, teacher: Teacher) -> Carv:
         resamples=section.resamples,
         proposal=section.proposal,
         strata=section.strata,
+        noise=section.noise,
         weighting=section.weighting,
         scale=section.scale,
         t_range=(section.t_min.first, section.t_max.first),

@@ -116,9 +116,17 @@ class Cameras:
 
 
 def _uniform(low_high: Range, count: int, generator: torch.Generator) -> Tensor:
+    return _within(low_high, torch.rand(count, generator=generator, device=generator.device, dtype=torch.float64))
+
+
+def _within(low_high: Range, share: Tensor) -> Tensor:
     low, high = low_high
-    draw = torch.rand(count, generator=generator, device=generator.device, dtype=torch.float64)
-    return low + (high - low) * draw
+    return low + (high - low) * share
+
+
+# 1 / g and 1 / g^2 with g the real root of g^3 = g + 1: the R2 sequence (Roberts, 2018), which fills a square evenly
+# whatever number of its points one takes.
+_R2 = (0.7548776662466927, 0.5698402909980532)
 
 
 @dataclass(frozen=True)
@@ -142,6 +150,26 @@ class CameraSampler:
         """`count` independent cameras from the generator, on the generator's device."""
         azimuth = _uniform(self.azimuth, count, generator)
         elevation = _uniform(self.elevation, count, generator)
+        return self._at(azimuth, elevation, generator)
+
+    def sequence(self, first: int, count: int, offset: Tensor, generator: torch.Generator) -> Cameras:
+        """Cameras `first` to `first + count - 1` of a sequence whose angles fill their ranges evenly.
+
+        A step's renders and those of the steps around it see different sides. With a random offset every camera of
+        the sequence has the distribution of `sample`.
+
+        Args:
+            first: how many cameras of the sequence have been taken.
+            count: how many to take.
+            offset: (2,) float64 in [0, 1), one a run.
+            generator: of distance and field of view, and whose device the cameras are on.
+        """
+        index = torch.arange(first, first + count, dtype=torch.float64)[:, None]
+        azimuth, elevation = ((offset + index * torch.tensor(_R2, dtype=torch.float64)) % 1).to(generator.device).T
+        return self._at(_within(self.azimuth, azimuth), _within(self.elevation, elevation), generator)
+
+    def _at(self, azimuth: Tensor, elevation: Tensor, generator: torch.Generator) -> Cameras:
+        count = len(azimuth)
         distance = _uniform(self.distance, count, generator).float()
         fov = _uniform(self.fov, count, generator).float()
         return Cameras.look_at_origin(azimuth, elevation, distance, fov, self.height, self.width)

@@ -20,7 +20,7 @@ from dataclasses import dataclass
 import torch
 from torch import Tensor
 
-from carv3d.sampling import Proposal, StrataKind, noise, strata
+from carv3d.sampling import NoiseKind, Proposal, StrataKind, noise, strata
 
 # (z (N, ...), t (N,), eps (N, ...), r (N,)) -> r_b (N, ...): the residual of N draws; r[n] is the render of draw n.
 Residual = Callable[[Tensor, Tensor, Tensor, Tensor], Tensor]
@@ -57,6 +57,7 @@ def estimate(
     rng: torch.Generator,
     *,
     kind: StrataKind = "render",
+    coupling: NoiseKind = "independent",
     chunk: int = 0,
 ) -> Estimate:
     """The averaged residual of each render, from K resamples that share its latents.
@@ -69,6 +70,7 @@ def estimate(
         K: resamples a render, at least 1.
         rng: every draw comes from it; on the device of z.
         kind: the strata of the uniforms.
+        coupling: of the eps of one render; the paper's are independent.
         chunk: most draws in one call of `residual`; 0 for all R K. Changes nothing beyond rounding.
 
     Raises:
@@ -79,7 +81,7 @@ def estimate(
     R = len(z)
     u = strata(R, K, kind, rng)
     t = q.icdf(u)
-    eps = noise(R, K, z.shape[1:], rng, z.dtype)
+    eps = noise(R, K, z.shape[1:], rng, z.dtype, coupling)
     weight = (q.ratio[t] * w[t]).flatten()
 
     r = torch.arange(R, device=z.device).repeat_interleave(K)

@@ -13,7 +13,7 @@ import torch
 from torch import Tensor
 
 from carv3d.estimator import Estimate, estimate
-from carv3d.sampling import ProposalKind, StrataKind, WeightingKind, proposal, sds_weight, uniform_pmf
+from carv3d.sampling import NoiseKind, ProposalKind, StrataKind, WeightingKind, proposal, sds_weight, uniform_pmf
 from carv3d.teachers.base import Teacher
 
 
@@ -36,6 +36,7 @@ class Carv:
         resamples: int = 8,
         proposal: ProposalKind = "importance",
         strata: StrataKind = "render",
+        noise: NoiseKind = "antithetic",
         weighting: WeightingKind = "sds",
         scale: float = 7.5,
         t_range: tuple[float, float] = (0.02, 0.98),
@@ -49,6 +50,7 @@ class Carv:
             resamples: K, at least 1. K = 1 with the uniform proposal is plain SDS.
             proposal: where timesteps come from, see `carv3d.sampling.proposal`.
             strata: see `carv3d.sampling.strata`.
+            noise: see `carv3d.sampling.noise`; the paper's is "independent".
             weighting: w_SDS(t), see `carv3d.sampling.sds_weight`.
             scale: classifier-free guidance, `uncond + scale (cond - uncond)`.
             t_range: smallest and largest timestep, as fractions of the schedule; may be set again at any time.
@@ -63,16 +65,17 @@ class Carv:
         device = teacher.schedule.alphas_cumprod.device
         self.teacher, self.resamples, self.scale, self.chunk = teacher, resamples, scale, chunk
         self.strata: StrataKind = strata
+        self.noise: NoiseKind = noise
         self.rng = rng or torch.Generator(device).manual_seed(0)
         self._kind: ProposalKind = proposal
         self.w = sds_weight(teacher.schedule.alphas_cumprod.cpu(), weighting)
         self._w_device = self.w.to(device)
         self.t_range = t_range
 
-    def replace(self, *, resamples: int, proposal: ProposalKind, strata: StrataKind) -> Carv:
+    def replace(self, *, resamples: int, proposal: ProposalKind, strata: StrataKind, noise: NoiseKind) -> Carv:
         """The same objective, estimated in another way; the teacher, the range and the generator are shared."""
         other = copy.copy(self)
-        other.resamples, other.strata, other._kind = resamples, strata, proposal
+        other.resamples, other.strata, other.noise, other._kind = resamples, strata, noise, proposal
         other.t_range = self.t_range
         return other
 
@@ -121,6 +124,7 @@ class Carv:
             self.resamples,
             rng or self.rng,
             kind=self.strata,
+            coupling=self.noise,
             chunk=self.chunk,
         )
 

@@ -43,7 +43,7 @@ class Row:
     Attributes:
         method: see `carv3d.accounting.Method.name`.
         R, K: renders a step, resamples a render.
-        proposal, strata: as in the config's guidance section.
+        proposal, strata, noise: as in the config's guidance section.
         variance, variance_low, variance_high: tr Cov.
         variance_between, variance_within: its parts; within is variance_timestep + variance_noise.
         cost_ms: measured, or of the simulated ratio.
@@ -58,6 +58,7 @@ class Row:
     K: int
     proposal: str
     strata: str
+    noise: str
     variance: float
     variance_low: float
     variance_high: float
@@ -125,7 +126,7 @@ class NoiseReport:
         row = self.recommended
         return (
             f"guidance.renders={row.R} guidance.resamples={row.K} "
-            f"guidance.proposal={row.proposal} guidance.strata={row.strata}"
+            f"guidance.proposal={row.proposal} guidance.strata={row.strata} guidance.noise={row.noise}"
         )
 
     def as_json(self) -> dict[str, Any]:
@@ -239,7 +240,7 @@ def _measure_costs(
     meter, started = CostMeter(trainer.clock), time.perf_counter()
 
     def step(R: int, K: int) -> Callable[[], None]:
-        carv = trainer.carv.replace(resamples=K, proposal="importance", strata="render")
+        carv = trainer.carv.replace(resamples=K, proposal="importance", strata="render", noise="antithetic")
 
         def run() -> None:
             trainer.optimizer.zero_grad()
@@ -282,7 +283,7 @@ def report(observed: Observation, cost_ratio: float | None = None) -> NoiseRepor
     z, rows = found.z(), []
     for method in found.methods:
         uniform, total = means[Method("uniform", "none", method.resamples)], found.total(method)
-        within, noise = found.within_samples(method).mean(), found.noise_samples(method).mean()
+        within, of_eps = found.within_samples(method).mean(), found.noise_samples(method).mean()
         for R in (R for R, K in grid if method.resamples == K):
             paid = cost(R, method.resamples)
             spread = [b.ecm(float(v) / R, paid) for b, v in zip(baselines, boots[method], strict=True)]
@@ -293,13 +294,14 @@ def report(observed: Observation, cost_ratio: float | None = None) -> NoiseRepor
                     K=method.resamples,
                     proposal=method.proposal,
                     strata=method.strata,
+                    noise=method.noise,
                     variance=total.value / R,
                     variance_low=total.low / R,
                     variance_high=total.high / R,
                     variance_between=float(between.mean()) / R,
                     variance_within=float(within) / R,
-                    variance_timestep=float(within - noise) / R,
-                    variance_noise=float(noise) / R,
+                    variance_timestep=float(within - of_eps) / R,
+                    variance_noise=float(of_eps) / R,
                     cost_ms=paid * 1e3,
                     cost_model_ms=model(R, method.resamples) * 1e3,
                     ecm=baseline.ecm(total.value / R, paid),

@@ -1,4 +1,4 @@
-"""Where the K resamples of a render come from: timestep proposals, strata, weights, noise.
+"""Where the K resamples of a render come from: timestep proposals, strata, weights, coupled noise.
 
 Symbols (paper, section 3): `p` the target pmf over timesteps, `q` the proposal, `w` the SDS weight, `u` the
 stratified uniforms, `t` a timestep, `R` renders, `K` resamples. Everything is a pure function of a
@@ -15,6 +15,7 @@ from torch import Tensor
 
 ProposalKind = Literal["uniform", "importance"]
 StrataKind = Literal["none", "render", "global"]
+NoiseKind = Literal["independent", "antithetic", "zero_sum"]
 WeightingKind = Literal["sds", "uniform", "fantasia3d"]
 
 
@@ -131,6 +132,24 @@ def noise(
     shape: torch.Size | tuple[int, ...],
     rng: torch.Generator,
     dtype: torch.dtype,
+    kind: NoiseKind = "independent",
 ) -> Tensor:
-    """eps (R, K, *shape), independent N(0, I), on the generator's device."""
-    return torch.randn((renders, resamples, *shape), generator=rng, device=rng.device, dtype=dtype)
+    """eps (R, K, *shape), each marginally N(0, I) and independent of all t, on the generator's device.
+
+    The residual's noise is mostly odd in eps, so that opposite draws cancel it; the mean does not change.
+
+    "independent": of each other. "antithetic": eps and -eps on neighbouring strata; of an odd K the last is
+    alone. "zero_sum": `sqrt(K / (K - 1)) (g_k - mean g)` of independent g, so that the K of a render sum to zero.
+    """
+    size = (renders, resamples, *shape)
+    match kind:
+        case "independent":
+            return torch.randn(size, generator=rng, device=rng.device, dtype=dtype)
+        case "antithetic":
+            half = (renders, (resamples + 1) // 2, *shape)
+            eps = torch.randn(half, generator=rng, device=rng.device, dtype=dtype)
+            return torch.stack([eps, -eps], 2).flatten(1, 2)[:, :resamples]
+        case "zero_sum":
+            eps = torch.randn(size, generator=rng, device=rng.device, dtype=dtype)
+            return eps if resamples == 1 else (eps - eps.mean(1, keepdim=True)) * (resamples / (resamples - 1)) ** 0.5
+    raise ValueError(f"unknown noise {kind!r}: use 'independent', 'antithetic' or 'zero_sum'")

@@ -53,6 +53,8 @@ class Trainer:
         self.scene = build.scene(config, self.rng)
         self.renderer = build.renderer(config, self.device)
         self.sampler = build.camera_sampler(config)
+        # Of the cameras' sequence: a function of the seed, so that no checkpoint needs it.
+        self._offset = torch.rand(2, generator=torch.Generator().manual_seed(config.seed), dtype=torch.float64)
         self.carv = build.carv(config, self.teacher)
         groups = self.scene.parameter_groups(1.0) + self.renderer.parameter_groups(1.0)
         self._lr_shares = [group["lr"] for group in groups]  # of the scheduled rate
@@ -67,7 +69,8 @@ class Trainer:
         self.set_schedules()
         self.renderer.update_occupancy(self.scene, self.step_count, self.rng)
         self.optimizer.zero_grad()
-        render, found = self.backward(config.guidance.renders, self.carv, self.rng)
+        first = self.step_count * config.guidance.renders if config.cameras.order == "sequence" else None
+        render, found = self.backward(config.guidance.renders, self.carv, self.rng, first)
         with self.clock("optimiser"):
             gradients = [p.grad for p in self.parameters() if p.grad is not None]
             norm = torch.nn.utils.get_total_norm(gradients)
@@ -83,11 +86,17 @@ class Trainer:
         }
         return log
 
-    def look(self, renders: int, rng: torch.Generator) -> tuple[Render, Tensor, Any]:
-        """Fresh cameras' renders, their latents (R, C, h, w), and what the teacher is told of them."""
+    def look(self, renders: int, rng: torch.Generator, first: int | None = None) -> tuple[Render, Tensor, Any]:
+        """Renders, their latents (R, C, h, w), and what the teacher is told of them.
+
+        From independent cameras, or from those that follow the `first` ones of the run's sequence.
+        """
         config = self.config
         with self.clock("render"):
-            cameras = self.sampler.sample(renders, rng).to(self.device)
+            if first is None:
+                cameras = self.sampler.sample(renders, rng).to(self.device)
+            else:
+                cameras = self.sampler.sequence(first, renders, self._offset, rng).to(self.device)
             normals = config.regularisers.orientation.at(self.fraction) > 0
             render = self.renderer(self.scene, cameras, rng, normals=normals)
         with self.clock("encode"):
@@ -96,9 +105,11 @@ class Trainer:
             condition = self.teacher.condition(config.prompt, cameras, config.negative_prompt)
         return render, z, condition
 
-    def backward(self, renders: int, carv: Carv, rng: torch.Generator) -> tuple[Render, Estimate]:
+    def backward(
+        self, renders: int, carv: Carv, rng: torch.Generator, first: int | None = None
+    ) -> tuple[Render, Estimate]:
         """Add one step's gradient to the parameters': render, encode, ask the teacher, one backward pass."""
-        render, z, condition = self.look(renders, rng)
+        render, z, condition = self.look(renders, rng, first)
         with self.clock("denoise"):
             found = carv.estimate(z, condition, rng)
         with self.clock("backward"):

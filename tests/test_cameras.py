@@ -6,6 +6,7 @@ import pytest
 import torch
 from hypothesis import given
 from hypothesis import strategies as st
+from scipy.stats import qmc
 
 from carv3d.cameras import Cameras, CameraSampler, orbit
 from carv3d.teachers.camera_conditioning import camera_vector
@@ -55,6 +56,32 @@ def test_sampler_is_uniform_in_its_ranges_and_deterministic() -> None:
         assert abs(float(values.mean()) - (low + high) / 2) < 4 * standard_error
     again = sampler.sample(20_000, torch.Generator().manual_seed(0))
     assert torch.equal(cameras.c2w, again.c2w) and torch.equal(cameras.intrinsics, again.intrinsics)
+
+
+def test_every_camera_of_the_sequence_is_uniform_over_offsets() -> None:
+    """Moments of both angles, and of their product, as if drawn: |z| < 4 at three places of the sequence."""
+    sampler, rng = CameraSampler(), torch.Generator().manual_seed(1)
+    offsets = torch.rand(4000, 2, generator=rng, dtype=torch.float64)
+    for first in (0, 7, 1000):
+        cameras = [sampler.sequence(first, 1, offset, rng) for offset in offsets]
+        x = torch.cat([c.azimuth for c in cameras]).double() / 360 + 0.5
+        y = (torch.cat([c.elevation for c in cameras]).double() + 10) / 90
+        for values, mean in ((x, 1 / 2), (y, 1 / 2), (x**2, 1 / 3), (y**2, 1 / 3), (x * y, 1 / 4)):
+            assert abs(float((values.mean() - mean) / (values.std() / len(values) ** 0.5))) < 4
+
+
+def test_sequence_goes_on_where_it_stopped_and_spreads() -> None:
+    """In one piece or in two; and its discrepancy over both angles is far below that of independent ones."""
+    sampler, offset = CameraSampler(), torch.tensor([0.3, 0.9], dtype=torch.float64)
+    whole, rest = (sampler.sequence(first, 64 - first, offset, torch.Generator()) for first in (0, 12))
+    assert torch.equal(whole.azimuth[12:], rest.azimuth) and torch.equal(whole.c2w[12:], rest.c2w)
+
+    def discrepancy(cameras: Cameras) -> float:
+        square = torch.stack([cameras.azimuth / 360 + 0.5, (cameras.elevation + 10) / 90], 1)
+        return float(qmc.discrepancy(square.double().clamp(0, 1).numpy()))
+
+    drawn = [discrepancy(sampler.sample(64, torch.Generator().manual_seed(seed))) for seed in range(20)]
+    assert discrepancy(whole) < 0.5 * min(drawn)
 
 
 def test_orbit_goes_around_once() -> None:

@@ -44,10 +44,16 @@ def replicates(
     return carv.estimate(rows, condition, rng).fbar.view(count, renders, -1).mean(1)
 
 
-@pytest.mark.parametrize("kind, strata, K", [*itertools.product(PROPOSALS, STRATA, (1, 4))])
-def test_unbiased(teacher: TwoPointTeacher, z: Tensor, kind: str, strata: str, K: int) -> None:
+@pytest.mark.parametrize(
+    "kind, strata, K, noise",
+    [
+        *itertools.product(PROPOSALS, STRATA, (1, 4), ("independent",)),
+        *itertools.product(PROPOSALS, STRATA, (2, 5), ("antithetic", "zero_sum")),
+    ],
+)
+def test_unbiased(teacher: TwoPointTeacher, z: Tensor, kind: str, strata: str, K: int, noise: str) -> None:
     """The mean of 3,000 estimates meets the integral on every coordinate and on 8 random projections: |z| < 4."""
-    found = replicates(teacher, z, 3000, seed=K, proposal=kind, strata=strata, resamples=K)
+    found = replicates(teacher, z, 3000, seed=K, proposal=kind, strata=strata, resamples=K, noise=noise)
     p, w = uniform_pmf(1000, 20, 980), sds_weight(teacher.schedule.alphas_cumprod, "sds")
     exact = teacher.expectation(z, p, w).flatten()
     g = torch.Generator().manual_seed(3)
@@ -107,8 +113,29 @@ def test_importance_varies_less_where_the_residual_is_flat() -> None:
 
 def test_variance_falls_as_one_over_k(teacher: TwoPointTeacher, z: Tensor) -> None:
     """Independent resamples of a fixed render average like independent draws."""
-    one, eight = (variance(teacher, z, proposal="uniform", strata="none", resamples=k) for k in (1, 8))
+    how = dict(proposal="uniform", strata="none", noise="independent")
+    one, eight = (variance(teacher, z, resamples=k, **how) for k in (1, 8))
     assert one / eight == pytest.approx(8, rel=0.15)
+
+
+@pytest.mark.parametrize("noise", ["antithetic", "zero_sum"])
+def test_coupled_noise_cancels_what_is_odd_in_it(noise: str) -> None:
+    """Of `r = c + a eps + b eps^2` per coordinate, the linear part goes; independent noise keeps a^2 / K of it."""
+    p = uniform_pmf(1000, 20, 980)
+    w = torch.ones(1000, dtype=torch.float64)
+    z, K = torch.zeros(20_000, 3, dtype=torch.float64), 4
+
+    def of(a: float, b: float, how: str) -> float:
+        g = torch.Generator().manual_seed(0)
+        q = proposal(p, w, "uniform")
+        found = estimate(z, lambda z, t, e, r: 1 + a * e + b * e**2, q, w, K, g, coupling=how)  # type: ignore[arg-type]
+        return float(found.fbar.var(0).mean())
+
+    assert of(1, 0, "independent") == pytest.approx(1 / K, rel=0.05)
+    assert of(1, 0, noise) < 1e-20
+    even = of(0, 1, "antithetic")  # pairs share their square: Var(eps^2) / (K / 2)
+    assert even == pytest.approx(2 / (K / 2), rel=0.05)
+    assert of(2, 0.5, noise) < of(2, 0.5, "independent")
 
 
 @pytest.mark.parametrize("chunk", [1, 3, 7, 100])

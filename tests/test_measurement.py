@@ -41,7 +41,7 @@ def test_from_run_to_page(run: Path, capsys: pytest.CaptureFixture[str]) -> None
     keys = {"method", "R", "K", "variance", "variance_between", "variance_within", "cost_ms", "ecm", "re", "z"}
     assert all(keys <= row.keys() for row in found["rows"])
     settings = {(row["method"], row["R"], row["K"]) for row in found["rows"]}
-    assert ("importance + stratified", 2, 4) in settings and len(settings) == 2 * (2 + 4)
+    assert ("importance + stratified", 2, 4) in settings and len(settings) == 2 * (2 + 6)
     best = found["recommended"]
     assert best["ecm"] == max(row["ecm"] for row in found["rows"])
     overrides = best["setting"].split()

@@ -98,6 +98,38 @@ def test_each_render_of_any_strata_is_marginally_uniform(kind: str) -> None:
         assert (z.abs() < 4).all()
 
 
+NOISES = ("independent", "antithetic", "zero_sum")
+
+
+@pytest.mark.parametrize("kind", NOISES)
+@given(renders=st.integers(1, 3), resamples=st.integers(1, 9), seed=st.integers(0, 2**31))
+@settings(max_examples=20)
+def test_coupled_noise_cancels(kind: str, renders: int, resamples: int, seed: int) -> None:
+    """Antithetic: neighbours are opposite, an odd last one is alone. Zero-sum: those of a render sum to zero."""
+    eps = noise(renders, resamples, (3, 2), rng(seed), torch.float64, kind)  # type: ignore[arg-type]
+    assert eps.shape == (renders, resamples, 3, 2)
+    if kind == "antithetic":
+        assert torch.equal(eps[:, 1::2], -eps[:, : resamples // 2 * 2 : 2])
+    if kind == "zero_sum" and resamples > 1:
+        assert eps.sum(1).abs().max() < 1e-12
+
+
+@pytest.mark.parametrize("kind", NOISES)
+@pytest.mark.parametrize("resamples", [1, 2, 5])
+def test_every_noise_is_standard_normal(kind: str, resamples: int) -> None:
+    """Each of the K alone: mean 0, variance 1, fourth moment 3, no correlation between coordinates; |z| < 4."""
+    eps = noise(20_000, resamples, (2,), rng(3), torch.float64, kind)  # type: ignore[arg-type]
+    for k in range(resamples):
+        one = eps[:, k]
+        for values, mean in ((one, 0.0), (one**2, 1.0), (one**4, 3.0), (one.prod(1, keepdim=True), 0.0)):
+            assert (((values.mean(0) - mean) / (values.std(0) / len(values) ** 0.5)).abs() < 4).all()
+
+
+def test_unknown_noise_is_refused() -> None:
+    with pytest.raises(ValueError, match="antithetic"):
+        noise(1, 1, (1,), rng(0), torch.float32, "pink")  # type: ignore[arg-type]
+
+
 def test_same_generator_state_same_draws() -> None:
     """Resume rests on it."""
     assert torch.equal(strata(2, 3, "global", rng(5)), strata(2, 3, "global", rng(5)))

@@ -9,7 +9,7 @@ from __future__ import annotations
 import math
 import time
 from collections.abc import Callable, Sequence
-from dataclasses import dataclass, field
+from dataclasses import dataclass, field, replace
 from typing import Any
 
 import numpy as np
@@ -21,7 +21,7 @@ from carv3d.accounting.unbiasedness import SignProjection, z_scores
 from carv3d.accounting.variance import Floats, Interval, Spread, within
 from carv3d.errors import UserError
 from carv3d.loss import Carv
-from carv3d.sampling import ProposalKind, StrataKind, strata
+from carv3d.sampling import NoiseKind, ProposalKind, StrataKind, strata
 
 REPLICATES = 2  # of each stratified estimate at each render: the fewest that show its own noise
 FEWEST_RENDERS = 4
@@ -39,31 +39,39 @@ class Method:
     proposal: ProposalKind
     strata: StrataKind
     resamples: int
+    noise: NoiseKind = "independent"
 
     @property
     def name(self) -> str:
         """Such as "importance + stratified"."""
         parts = ["importance"] * (self.proposal == "importance") + ["stratified"] * (self.strata != "none")
+        parts += [self.noise.replace("_", "-")] * (self.noise != "independent")
         return " + ".join(parts) or "uniform"
 
     @property
     def drawn(self) -> Method:
         """The method whose draws tell of this one: itself, or one draw for K independent ones."""
-        return self if self.strata != "none" else Method(self.proposal, "none", 1)
+        return self if (self.strata, self.noise) != ("none", "independent") else Method(self.proposal, "none", 1)
 
 
 BASELINE = Method("uniform", "none", 1)
 
 
 def methods(resamples: Sequence[int]) -> list[Method]:
-    """{uniform, importance} x {independent, stratified} for every K; strata of one draw are no strata."""
-    kinds: list[tuple[ProposalKind, StrataKind]] = [
-        ("uniform", "none"),
-        ("importance", "none"),
-        ("uniform", "render"),
-        ("importance", "render"),
+    """For every K: {uniform, importance} x {independent, stratified}, and coupled noise on top of both.
+
+    Strata of one draw are no strata, and one noise has no other to be coupled with.
+    """
+    kinds: list[tuple[ProposalKind, StrataKind, NoiseKind]] = [
+        ("uniform", "none", "independent"),
+        ("importance", "none", "independent"),
+        ("uniform", "render", "independent"),
+        ("importance", "render", "independent"),
+        ("importance", "render", "zero_sum"),
+        ("importance", "render", "antithetic"),
     ]
-    return [Method(p, s, K) for K in sorted({1, *resamples}) for p, s in kinds if K > 1 or s == "none"]
+    alone = kinds[:2]
+    return [Method(p, s, K, n) for K in sorted({1, *resamples}) for p, s, n in (kinds if K > 1 else alone)]
 
 
 @dataclass
@@ -77,7 +85,7 @@ class Measurement:
         methods: what was asked for.
         within: by method with draws of its own, a sample of E tr Cov(g | c) a render. K independent draws have
             exactly 1 / K of one draw's, and no draws of their own.
-        noise: by proposal, a sample of E tr Cov(g | c, t) at K = 1 a render. Independent eps: K resamples have 1 / K.
+        noise: by proposal, a sample of E tr Cov(g | c, t) at K = 1 a render.
         pooled: of the renders' means over all methods.
         pooled_noise: a sample of the variance that is left in that mean, a render.
         projections: a (methods with draws, DIRECTIONS) tensor a render, each one's mean gradient.
@@ -106,8 +114,15 @@ class Measurement:
         return torch.stack(self.within[method.drawn][1:]).cpu().numpy() / (method.resamples / method.drawn.resamples)
 
     def noise_samples(self, method: Method) -> Floats:
-        """A sample of eps's share of it a render, the first left out; (n - 1,). Timesteps add the rest."""
-        return torch.stack(self.noise[method.proposal][1:]).cpu().numpy() / method.resamples
+        """A sample of eps's share of it a render, the first left out; (n - 1,). Timesteps add the rest.
+
+        Independent eps have 1 / K of one's share. Coupling them leaves the timesteps' share as it is.
+        """
+        independent = torch.stack(self.noise[method.proposal][1:]).cpu().numpy() / method.resamples
+        if method.noise == "independent":
+            return independent
+        of_timesteps = self.within_samples(replace(method, noise="independent")) - independent
+        return self.within_samples(method) - of_timesteps
 
     def total(self, method: Method) -> Interval:
         """tr Cov of the gradient of one render."""
@@ -196,8 +211,10 @@ def measure(
     """
     started = time.perf_counter()
     found = Measurement(list(tried))
-    drawn = list(dict.fromkeys(m for method in tried for m in (Method(method.proposal, "none", 1), method.drawn)))
-    carvs = {m: carv.replace(resamples=m.resamples, proposal=m.proposal, strata=m.strata) for m in drawn}
+    # Their parts are told from those of one draw, and of independent noise.
+    needed = [(Method(m.proposal, "none", 1), replace(m, noise="independent").drawn, m.drawn) for m in tried]
+    drawn = list(dict.fromkeys(method for three in needed for method in three))
+    carvs = {m: carv.replace(resamples=m.resamples, proposal=m.proposal, strata=m.strata, noise=m.noise) for m in drawn}
     shares = [method.resamples / sum(m.resamples for m in drawn) for method in drawn]  # of the pooled mean
     signs: SignProjection | None = None
     while len(found.seconds) < most_renders:

@@ -87,7 +87,9 @@ class HashGrid:
 
 @dataclass
 class Cameras:
-    """Where training renders are taken from; each pair is (low, high), drawn uniformly."""
+    """Where training renders are taken from; each pair is (low, high), each value in it as likely."""
+
+    order: Literal["independent", "sequence"] = "sequence"  # sequence: angles that fill their ranges evenly
 
     azimuth: list[float] = field(default_factory=lambda: [-180.0, 180.0])  # degrees, 0 sees the front
     elevation: list[float] = field(default_factory=lambda: [-10.0, 80.0])  # degrees above the horizon
@@ -125,6 +127,7 @@ class Guidance:
     resamples: int = 4  # K, (t, eps) draws a render
     proposal: Literal["uniform", "importance"] = "importance"  # importance: q(t) proportional to p(t) w(t)
     strata: Literal["none", "render", "global"] = "render"  # render: K strata a render; global: R*K a step
+    noise: Literal["independent", "antithetic", "zero_sum"] = "antithetic"  # of the K resamples of a render
     weighting: Literal["sds", "uniform", "fantasia3d"] = "sds"  # w_SDS(t)
     scale: float = 3.0  # classifier-free guidance: uncond + scale (cond - uncond); 1 is the conditional model
     t_min: Ramp = field(default_factory=lambda: constant(0.02))  # smallest timestep, fraction of the schedule

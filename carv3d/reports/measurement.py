@@ -180,16 +180,17 @@ def _ecm_against_resamples(axes: Axes, report: NoiseReport) -> None:
 
 
 def _shares(axes: Axes, report: NoiseReport) -> None:
-    rows = [row for row in report.rows if row.R == 1 and row.method in ("uniform", "importance + stratified")]
-    rows += [row for row in report.rows if (row.R, row.K, row.method) == (1, 1, "importance")]
-    rows.sort(key=lambda row: (row.K, row.method != "uniform"))
+    short = {"uniform": "u", "importance + stratified": "i+s", "importance + stratified + antithetic": "i+s+a"}
+    rows = [row for row in report.rows if row.R == 1 and row.method in short]
+    rows.sort(key=lambda row: (row.K, len(row.method)))
     x, bottom = np.arange(len(rows)), np.zeros(len(rows))
     for part, colour in (("between", "#56B4E9"), ("timestep", "#E69F00"), ("noise", "#D55E00")):
         height = np.array([max(getattr(row, f"variance_{part}"), 0.0) for row in rows])
         axes.bar(x, height, 0.75, bottom, color=colour, label={"between": "view"}.get(part, part))
         bottom += height
-    axes.set_xticks(x, [f"{row.K}\n{'u' if row.method == 'uniform' else 'i+s'}" for row in rows])
-    axes.set(xlabel="K; u: uniform, i+s: importance and strata", ylabel="tr Cov", title="Variance by source, R = 1")
+    axes.set_xticks(x, [f"{row.K}\n{short[row.method]}" for row in rows], fontsize=7)
+    axes.set(xlabel="K; u: uniform, i: importance, s: strata, a: antithetic", ylabel="tr Cov")
+    axes.set_title("Variance by source, R = 1")
     axes.grid(axis="x", visible=False)
     axes.legend(fontsize=8)
 
