@@ -20,6 +20,7 @@ from pathlib import Path
 import torch
 
 from carv3d.cameras import orbit
+from carv3d.comparison import read_prompts
 from carv3d.generation import load_trained
 from carv3d.images import sheet, write_png
 from carv3d.mesh import load
@@ -71,7 +72,7 @@ def main() -> None:
     parser.add_argument("--jobs", type=int, default=2, help="prompts at a time")
     parser.add_argument("--threads", type=int, default=1, help="torch threads a prompt")
     options = parser.parse_args()
-    prompts = [line.strip() for line in options.prompts.read_text().splitlines() if line.strip()]
+    prompts = read_prompts(options.prompts)
     folder: Path = options.out / options.name
     folder.mkdir(parents=True, exist_ok=True)
     with ThreadPoolExecutor(options.jobs) as pool:

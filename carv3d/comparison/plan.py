@@ -89,7 +89,8 @@ def knows_truth(config: Config) -> bool:
 def methods_of(configs: Sequence[tuple[str, Config]]) -> list[tuple[str, Config]]:
     """Names and configs of the methods: three of one config, or one of each of several.
 
-    One config gives plain SDS, reuse of renders alone, and itself.
+    One config gives plain SDS, reuse of renders alone (K independent draws), and itself. The first two have
+    independent cameras, as the field's SDS has.
 
     Raises:
         UserError: two of the same name, or configs that cannot be compared.
@@ -105,6 +106,7 @@ def methods_of(configs: Sequence[tuple[str, Config]]) -> list[tuple[str, Config]
         sds.guidance.resamples = 1
         for other in (sds, reuse):
             other.guidance.proposal, other.guidance.strata = "uniform", "none"
+            other.guidance.noise, other.cameras.order = "independent", "independent"
         return [("sds", sds), ("reuse", reuse), ("carv", config)]
     names = [name for name, _ in configs]
     if twice := [name for name in names if names.count(name) > 1]:
