@@ -1,0 +1,126 @@
+"""What coupling the noises of a render does to its variance, at several stages of training and guidance scales.
+
+    python scripts/benchmark_couplings.py outputs/reproduce/a-red-mushroom --steps 75 300 670 --budget 60
+
+For each stage and scale: the within-render variance of every coupling over that of the paper's method (importance
+proposal, strata, independent noise) at the same K, with 95 % intervals over renders; the largest |z| of a method's
+mean; and the correlation of the residuals of eps and -eps by timestep.
+"""
+
+from __future__ import annotations
+
+import argparse
+import json
+from pathlib import Path
+from typing import Any
+
+import numpy as np
+import torch
+from torch import Tensor
+
+from carv3d.accounting import Measurement, Method, measure
+from carv3d.generation import load_trainer, set_threads
+from carv3d.runs import Run
+from carv3d.training import Trainer
+
+COUPLINGS = ("zero_sum", "antithetic")
+TIMES = (0.05, 0.2, 0.35, 0.5, 0.65, 0.8, 0.95)  # of the timestep range
+
+
+def ratio(found: Measurement, method: Method, paper: Method) -> tuple[float, float, float]:
+    """Within-render variance of a method over the paper's, and a bootstrap interval over renders."""
+    own, other = found.within_samples(method), found.within_samples(paper)
+    drawn = np.random.default_rng(0).integers(len(own), size=(1000, len(own)))
+    low, high = np.quantile(own[drawn].mean(1) / other[drawn].mean(1), [0.025, 0.975])
+    return float(own.mean() / other.mean()), float(low), float(high)
+
+
+@torch.no_grad()
+def correlations(trainer: Trainer, rng: torch.Generator, renders: int = 6) -> dict[int, float]:
+    """By timestep: the correlation of r(eps) and r(-eps) about their mean over eps, over renders and noises."""
+    carv, found = trainer.carv, {}
+    support = carv.p.nonzero()[:, 0]
+    low, high = int(support[0]), int(support[-1])
+    views = [trainer.look(1, rng)[1:] for _ in range(renders)]
+    for share in TIMES:
+        t = round(low + share * (high - low))
+        both, power = 0.0, 0.0
+        for z, condition in views:
+            eps = torch.randn((8, *z.shape[1:]), generator=rng, device=z.device)
+            rows = torch.zeros(16, dtype=torch.long, device=z.device)
+            times = torch.full((16,), t, device=z.device)
+            r = carv.teacher.residual(z.detach()[rows], times, torch.cat([eps, -eps]), condition[rows], carv.scale)
+            r = (r - r.mean(0)).flatten(1)
+            plus, minus = r.chunk(2)
+            both += float((plus * minus).sum())
+            power += float(r.square().sum()) / 2
+        found[t] = both / power
+    return found
+
+
+def at(run: Run, step: int, scale: float, resamples: list[int], budget: float) -> dict[str, Any]:
+    """All figures of one stage and scale."""
+    trainer = load_trainer(run, step)
+    trainer.set_schedules()
+    trainer.carv.scale = scale
+    rng = torch.Generator(trainer.device).manual_seed(0)
+
+    def upstream(rng: torch.Generator) -> tuple[Tensor, Any]:
+        _, z, condition = trainer.look(1, rng)
+        return z, condition
+
+    methods = [Method("importance", "render", K, n) for K in resamples for n in ("independent", *COUPLINGS)]  # type: ignore[arg-type]
+    found = measure(trainer.carv, upstream, trainer.parameters(), methods, rng, budget=budget)
+    rows = [
+        {"noise": noise, "K": K, **dict(zip(("ratio", "low", "high"), ratio(found, method, paper), strict=True))}
+        for K in resamples
+        for noise in COUPLINGS
+        for method, paper in [(Method("importance", "render", K, noise), Method("importance", "render", K))]  # type: ignore[arg-type]
+    ]
+    one = found.within_samples(Method("uniform", "none", 1)) if Method("uniform", "none", 1) in found.within else None
+    return {
+        "step": step,
+        "scale": scale,
+        "rows": rows,
+        "z": max(found.z().values()),
+        "between": float(found.between_samples().mean()),
+        "within_of_one": None if one is None else float(one.mean()),
+        "correlation": correlations(trainer, rng),
+        "renders": len(found.seconds),
+    }
+
+
+def main() -> None:
+    """Measure and print markdown; --json has everything."""
+    parser = argparse.ArgumentParser(description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter)
+    parser.add_argument("run", type=Path, help="a run whose checkpoints at the steps were kept")
+    parser.add_argument("--steps", type=int, nargs="+", required=True)
+    parser.add_argument("--scales", type=float, nargs="+", default=[4.0, 25.0, 100.0])
+    parser.add_argument("--resamples", type=int, nargs="+", default=[2, 4, 8, 16])
+    parser.add_argument("--budget", type=float, default=60.0, help="seconds a stage and scale")
+    parser.add_argument("--json", type=Path)
+    options = parser.parse_args()
+    found = []
+    print("| step | scale | noise | " + " | ".join(f"K = {K}" for K in options.resamples) + " | max z | renders |")
+    print("|---|---|---|" + "---|" * (len(options.resamples) + 2))
+    with Run.open(options.run) as run:
+        set_threads(run.config)
+        for step in options.steps:
+            for scale in options.scales:
+                one = at(run, step, scale, options.resamples, options.budget)
+                found.append(one)
+                for noise in COUPLINGS:
+                    rows = [row for row in one["rows"] if row["noise"] == noise]
+                    cells = [f"{row['ratio']:.2f} ({row['low']:.2f}-{row['high']:.2f})" for row in rows]
+                    ends = f"{one['z']:.1f} | {one['renders']}"
+                    print(f"| {step} | {scale:g} | {noise} | " + " | ".join(cells) + f" | {ends} |", flush=True)
+    print("\nCorrelation of r(eps) and r(-eps) by t:\n")
+    for one in found:
+        cells = ", ".join(f"{t}: {value:.2f}" for t, value in one["correlation"].items())
+        print(f"- step {one['step']}, scale {one['scale']:g}: {cells}")
+    if options.json:
+        options.json.write_text(json.dumps(found, indent=1) + "\n")
+
+
+if __name__ == "__main__":
+    main()
