@@ -7,6 +7,7 @@ from typing import Any
 
 import torch
 
+from carv3d.allocation import START
 from carv3d.cameras import CameraSampler
 from carv3d.config import schema
 from carv3d.errors import UserError
@@ -77,7 +78,7 @@ def carv(config: schema.Config, teacher: Teacher) -> Carv:
     section = config.guidance
     return Carv(
         teacher,
-        resamples=section.resamples,
+        resamples=START if section.resamples == "auto" else section.resamples,
         proposal=section.proposal,
         strata=section.strata,
         noise=section.noise,

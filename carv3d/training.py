@@ -3,12 +3,15 @@
 from __future__ import annotations
 
 from dataclasses import dataclass, field
+from functools import partial
 from typing import Any
 
 import torch
 from torch import Tensor
 
 from carv3d import build
+from carv3d.accounting import CostMeter
+from carv3d.allocation import Allocation
 from carv3d.config.schema import Config
 from carv3d.estimator import Estimate
 from carv3d.loss import Carv, check_finite
@@ -17,6 +20,8 @@ from carv3d.renderers import Render
 from carv3d.runs import generator_tensors, optimizer_state, optimizer_tensors, restore_generators
 from carv3d.teachers import Teacher
 from carv3d.timing import Clock
+
+_COST_ROUNDS = 3
 
 
 @dataclass
@@ -62,6 +67,7 @@ class Trainer:
         self.optimizer = torch.optim.Adam(groups, betas=(first, second), eps=config.optimizer.eps)
         self.step_count = 0
         self.clock = Clock()
+        self._allocation = Allocation() if config.guidance.resamples == "auto" else None
 
     def step(self) -> StepLog:
         """One optimiser step. Waits for the device nowhere but in the renderer's gather of occupied samples."""
@@ -70,7 +76,12 @@ class Trainer:
         self.renderer.update_occupancy(self.scene, self.step_count, self.rng)
         self.optimizer.zero_grad()
         first = self.step_count * config.guidance.renders if config.cameras.order == "sequence" else None
-        render, found = self.backward(config.guidance.renders, self.carv, self.rng, first)
+        probe = False
+        if self._allocation is not None:
+            if self._allocation.cost_ratio is None:
+                self._allocation.cost_ratio = self._cost_ratio()
+            self.carv.resamples, probe = self._allocation.resamples, self._allocation.due(self.step_count)
+        render, found = self.backward(config.guidance.renders, self.carv, self.rng, first, probe=probe)
         with self.clock("optimiser"):
             gradients = [p.grad for p in self.parameters() if p.grad is not None]
             norm = torch.nn.utils.get_total_norm(gradients)
@@ -84,7 +95,31 @@ class Trainer:
             "residual_norm": found.norm.mean(),
             "opacity": render.opacity.detach().mean(),
         }
+        if self._allocation is not None:
+            log.figures["resamples"] = torch.tensor(float(self.carv.resamples), device=self.device)
         return log
+
+    def _cost_ratio(self) -> float:
+        """c_up / c_denoise of this machine and config. Draws of its own: the run's go on as if it had not been."""
+        rng, renders = torch.Generator(self.device).manual_seed(0), self.config.guidance.renders
+        proposal, strata, noise = self.config.guidance.proposal, self.carv.strata, self.carv.noise
+        steps = {
+            (renders, K): partial(
+                self.backward,
+                renders,
+                self.carv.replace(resamples=K, proposal=proposal, strata=strata, noise=noise),
+                rng,
+            )
+            for K in (1, 8)
+        }
+        meter = CostMeter(self.clock)
+        for step in steps.values():  # the first passes are slower than all others
+            step()
+        for _ in range(_COST_ROUNDS):
+            meter.round(steps)
+        self.clock.seconds = {}
+        self.optimizer.zero_grad()
+        return meter.model().ratio
 
     def look(self, renders: int, rng: torch.Generator, first: int | None = None) -> tuple[Render, Tensor, Any]:
         """Renders, their latents (R, C, h, w), and what the teacher is told of them.
@@ -106,12 +141,16 @@ class Trainer:
         return render, z, condition
 
     def backward(
-        self, renders: int, carv: Carv, rng: torch.Generator, first: int | None = None
+        self, renders: int, carv: Carv, rng: torch.Generator, first: int | None = None, *, probe: bool = False
     ) -> tuple[Render, Estimate]:
         """Add one step's gradient to the parameters': render, encode, ask the teacher, one backward pass."""
         render, z, condition = self.look(renders, rng, first)
         with self.clock("denoise"):
             found = carv.estimate(z, condition, rng)
+        if probe and self._allocation is not None:
+            with self.clock("probe"):
+                again = carv.estimate(z, condition, rng)
+                self._allocation.probe(z, found.fbar, again.fbar, self.parameters())
         with self.clock("backward"):
             loss = (z * found.fbar).sum() / renders + self._regularise(render, self.fraction)
             loss.backward()
@@ -130,6 +169,8 @@ class Trainer:
         """The scene's tensors, and all else that the next step depends on."""
         state = {f"renderer.{k}": v for k, v in self.renderer.state_dict().items()}
         moments, _ = optimizer_tensors(self.optimizer.state_dict())
+        if self._allocation is not None:
+            state |= self._allocation.state()
         return dict(self.scene.state_dict()), state | moments | generator_tensors({"train": self.rng})
 
     def load_state(self, step: int, scene: dict[str, Tensor], state: dict[str, Tensor]) -> None:
@@ -141,6 +182,8 @@ class Trainer:
         groups = self.optimizer.state_dict()["param_groups"]
         self.optimizer.load_state_dict(optimizer_state(state, groups))
         restore_generators(state, {"train": self.rng})
+        if self._allocation is not None and "allocation.numbers" in state:  # else it was asked for only now
+            self._allocation.load_state(state)
         self.step_count = step
 
     def set_schedules(self) -> None:

@@ -345,6 +345,8 @@ def test_file_that_is_missing_or_no_text(tmp_path: Path) -> None:
     "override",
     [
         "guidance.resamples=0",
+        "guidance.resamples=4.5",
+        "guidance.resamples=many",
         "guidance.renders=0",
         "guidance.t_min=-0.1",
         "guidance.t_max=1.1",
@@ -447,7 +449,7 @@ def load_text(text: str) -> schema.Config:
 def test_description_has_every_key_with_its_comment() -> None:
     """The source's comments are the documentation: each must arrive, on the line of its key."""
     text = describe()
-    assert "resamples: 4  # K, (t, eps) draws a render" in text
+    assert "resamples: 4  # K, (t, eps) draws a render; auto" in text
     assert "  strata: render  # render: K strata a render; global: R*K a step; none | render | global" in text
     for kinds in KINDS:
         for key, _, _ in leaves(load(None, kind_overrides(kinds))):

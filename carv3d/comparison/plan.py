@@ -95,6 +95,9 @@ def methods_of(configs: Sequence[tuple[str, Config]]) -> list[tuple[str, Config]
     Raises:
         UserError: two of the same name, or configs that cannot be compared.
     """
+    for name, config in configs:
+        if config.guidance.resamples == "auto":
+            raise UserError(f"{name} has guidance.resamples=auto, whose steps cost now more, now less: give a number")
     if len(configs) == 1:
         stem, config = configs[0]
         if config.guidance.resamples == 1:

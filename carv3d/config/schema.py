@@ -124,7 +124,7 @@ class Guidance:
     """The estimator (paper, Algorithm 1) and its weights. resamples=1 with proposal=uniform is plain SDS."""
 
     renders: int = 1  # R, renders a step
-    resamples: int = 4  # K, (t, eps) draws a render
+    resamples: Any = 4  # K, (t, eps) draws a render; auto: chosen on the way from what noise and time are measured
     proposal: Literal["uniform", "importance"] = "importance"  # importance: q(t) proportional to p(t) w(t)
     strata: Literal["none", "render", "global"] = "render"  # render: K strata a render; global: R*K a step
     noise: Literal["independent", "antithetic", "zero_sum"] = "antithetic"  # of the K resamples of a render

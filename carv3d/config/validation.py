@@ -147,7 +147,10 @@ def _renderer(renderer: schema.Renderer) -> Iterator[_Rule]:
 
 
 def _guidance(guidance: schema.Guidance) -> Iterator[_Rule]:
-    yield from _at_least(guidance, "guidance", renders=1, resamples=1, scale=0, chunk=0)
+    yield from _at_least(guidance, "guidance", renders=1, scale=0, chunk=0)
+    resamples = guidance.resamples
+    allowed = resamples == "auto" or (type(resamples) is int and resamples >= 1)
+    yield "guidance.resamples", resamples, allowed, "a whole number of at least 1, or auto"
     t_min, t_max = guidance.t_min, guidance.t_max
     for key, ramp in (("t_min", t_min), ("t_max", t_max)):
         inside = min(ramp.first, ramp.last) >= 0 and max(ramp.first, ramp.last) <= 1
