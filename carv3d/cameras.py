@@ -129,6 +129,12 @@ def _within(low_high: Range, share: Tensor) -> Tensor:
 _R2 = (0.7548776662466927, 0.5698402909980532)
 
 
+def sequence_points(first: int, count: int, offset: Tensor) -> Tensor:
+    """Points `first` to `first + count - 1` of the R2 sequence, for offsets (..., 2): (..., count, 2) in [0, 1)."""
+    index = torch.arange(first, first + count, dtype=torch.float64)[:, None]
+    return (offset[..., None, :] + index * torch.tensor(_R2, dtype=torch.float64)) % 1
+
+
 @dataclass(frozen=True)
 class CameraSampler:
     """Draws training cameras, each angle uniform in its range.
@@ -164,9 +170,19 @@ class CameraSampler:
             offset: (2,) float64 in [0, 1), one a run.
             generator: of distance and field of view, and whose device the cameras are on.
         """
-        index = torch.arange(first, first + count, dtype=torch.float64)[:, None]
-        azimuth, elevation = ((offset + index * torch.tensor(_R2, dtype=torch.float64)) % 1).to(generator.device).T
+        azimuth, elevation = sequence_points(first, count, offset).to(generator.device).T
         return self._at(_within(self.azimuth, azimuth), _within(self.elevation, elevation), generator)
+
+    def table(self, rows: int, columns: int, generator: torch.Generator) -> Cameras:
+        """Cameras at the centres of rows x columns cells of the angles' ranges, row by row."""
+        x, y = ((torch.arange(n, dtype=torch.float64, device=generator.device) + 0.5) / n for n in (rows, columns))
+        azimuth = _within(self.azimuth, x.repeat_interleave(columns))
+        return self._at(azimuth, _within(self.elevation, y.repeat(rows)), generator)
+
+    @property
+    def full_turn(self) -> bool:
+        """Whether the azimuth's range closes on itself."""
+        return self.azimuth[1] - self.azimuth[0] == 360
 
     def _at(self, azimuth: Tensor, elevation: Tensor, generator: torch.Generator) -> Cameras:
         count = len(azimuth)

@@ -7,6 +7,7 @@ import os
 import re
 import shlex
 import sys
+import tempfile
 from pathlib import Path
 from typing import TYPE_CHECKING, Annotated, Any, NoReturn
 
@@ -284,8 +285,11 @@ def measure(
         from carv3d.config import find_config, load, require_prompt, validate
         from carv3d.training import Trainer
 
-        if step:
+        if step is not None:
             raise UserError("--step is of a run's checkpoint: give a run")
+        for word in words:
+            if "/" in word and "=" not in word and not word.endswith((".yaml", ".yml")):
+                raise UserError(f"no run {word}: give a folder that `carv3d generate` made, a prompt or a config")
         name, prompt, overrides = _sort_words(words)
         source = find_config(name or _DEFAULT_CONFIG)
         config = load(source, overrides)
@@ -296,8 +300,10 @@ def measure(
         trainer = Trainer(config)
         title = f"{config.prompt}, the initial scene"
         folder = output or Path(config.output_dir).expanduser() / "measure" / f"{source.stem}-{slug(config.prompt)}"
-    with disk_errors(folder):
+    with disk_errors(folder):  # found out now, not after minutes
         folder.mkdir(parents=True, exist_ok=True)
+        with tempfile.TemporaryFile(dir=folder):
+            pass
     columns = (TextColumn("measuring"), BarColumn(), TimeElapsedColumn(), TextColumn("left, at most"))
     with Progress(*columns, TimeRemainingColumn(), TextColumn("{task.description}"), console=_console) as progress:
         task = progress.add_task("", total=1.0)
@@ -313,14 +319,15 @@ def measure(
     found = report(observed, cost_ratio)
     machine = environment(shlex.join(["carv3d", *sys.argv[1:]]), trainer.device)
     footer = f"{machine['command']} · {machine['device']} · torch {machine['torch']} · carv3d {__version__}"
-    replace_file(folder / "measurement.json", (json.dumps(found.as_json(), indent=1) + "\n").encode())
+    text = json.dumps(found.as_json(), indent=1, allow_nan=False) + "\n"
+    replace_file(folder / "measurement.json", text.encode())
     page_of(found, title, f"Gradient noise: {title}", footer).write(folder / "report.html")
     if as_json:
-        print(json.dumps(found.as_json()))
-        return
-    _console.print(terminal_table(found))
-    for line in (lead(found), found.setting, str(folder / "report.html")):
-        _console.print(line, markup=False, highlight=False, soft_wrap=True)
+        print(json.dumps(found.as_json(), allow_nan=False))
+    else:
+        _console.print(terminal_table(found))
+        for line in (lead(found), found.setting, str(folder / "report.html")):
+            _console.print(line, markup=False, highlight=False, soft_wrap=True)
     if not found.trusted:
         raise typer.Exit(1)
 
@@ -461,7 +468,8 @@ def main() -> None:
             raise
         _fail(
             "out of memory: lower guidance.chunk (draws a teacher call), guidance.renders, renderer.samples or the "
-            "cameras' size, or use teacher.dtype=float16; a run goes on from its last checkpoint with --resume"
+            "cameras' size, or use teacher.dtype=float16; with measure, fewer --renders and --resamples; a run goes on "
+            "from its last checkpoint with --resume"
         )
 
 

@@ -16,15 +16,21 @@ from carv3d.accounting import (
     Baseline,
     CostMeter,
     CostModel,
+    CountSketch,
+    Gradient,
     Interval,
     Measurement,
     Method,
     best_resamples,
+    decay,
+    gram_of,
     measure,
     methods,
     second_moments,
+    window_variance,
 )
 from carv3d.accounting.variance import Floats
+from carv3d.cameras import sequence_points
 from carv3d.errors import UserError
 from carv3d.training import Trainer
 
@@ -34,6 +40,12 @@ COST_SHARE = 0.15  # of the budget
 COST_ROUNDS = 3
 BOOTSTRAPS = 1000
 TRUSTED_Z = 4.0
+TABLE = (12, 6)  # azimuths, elevations
+TABLE_SHARE = 0.25  # of the budget at most, else there is no table
+TABLE_RESAMPLES = 4
+SKETCH = 4096
+BETAS = (0.9, 0.99)  # Adam's
+SEQUENCES = 200
 
 
 @dataclass(frozen=True)
@@ -76,12 +88,31 @@ class Row:
 
 
 @dataclass(frozen=True)
+class Window:
+    """The variance of a moving average of steps with the recommended method, R = 1, at a frozen scene.
+
+    Attributes:
+        beta: the average's decay.
+        independent, sequence: by the cameras' order, as in the config's cameras section.
+    """
+
+    beta: float
+    independent: float
+    sequence: float
+
+    @property
+    def ratio(self) -> float:
+        """What the sequence leaves."""
+        return self.sequence / self.independent
+
+
+@dataclass(frozen=True)
 class NoiseReport:
     """All that a measurement found.
 
     Attributes:
         rows: every method at every (R, K).
-        recommended: the row with the largest ECM.
+        recommended: the method and K with the largest ECM, and the smallest R that does as well.
         baseline: uniform, K = 1, R = 1.
         cost_parts: ms of each part of a step of one render, by K.
         cost: the model that the rows' model costs are of, in seconds.
@@ -92,9 +123,10 @@ class NoiseReport:
         weight: (T,) w_SDS(t), and
         p: (T,) the target pmf.
         moments: second moments of one draw under the proposals, see `carv3d.accounting.second_moments`.
+        windows: variances of moving averages by the cameras' order; empty if the budget was too small.
+        detectable_bias: the smallest that would have been found, as a share of a render's mean gradient.
         renders: how many were measured.
         seconds: it took.
-        trusted: no method's mean is away from the others'.
     """
 
     rows: list[Row]
@@ -112,6 +144,8 @@ class NoiseReport:
     weight: Tensor
     p: Tensor
     moments: dict[str, float]
+    windows: list[Window]
+    detectable_bias: float
     renders: int
     seconds: float
 
@@ -136,19 +170,25 @@ class NoiseReport:
             "recommended": asdict(self.recommended) | {"setting": self.setting},
             "between": asdict(self.between),
             "within": asdict(self.within),
-            "predicted_resamples": self.predicted_resamples,
+            "predicted_resamples": _finite(self.predicted_resamples),
             "cost_ratio": self.cost.ratio,
             "measured_cost_ratio": self.measured_cost.ratio,
             "cost_parts_ms": self.cost_parts,
-            "second_moments": self.moments,
+            "second_moments": {proposal: _finite(moment) for proposal, moment in self.moments.items()},
+            "detectable_bias": self.detectable_bias,
             "norm_by_timestep": {
                 "edges": self.edges.tolist(),
                 "norm": [None if np.isnan(x) else float(x) for x in self.norm],
             },
+            "windows": [asdict(window) | {"ratio": window.ratio} for window in self.windows],
             "trusted": self.trusted,
             "renders": self.renders,
             "seconds": self.seconds,
         }
+
+
+def _finite(x: float) -> float | None:
+    return float(x) if np.isfinite(x) else None  # JSON has no other numbers
 
 
 # What is being done, and how far: a share of the budget.
@@ -163,6 +203,8 @@ class Observation:
         found: variances.
         meter: costs.
         grid: the (R, K).
+        gram: products of the mean gradients at a table of cameras, see `carv3d.accounting.windows`; or None.
+        full_turn: whether the cameras' azimuths close on themselves.
         p, w: (T,) target pmf and weight.
         seconds: it took.
     """
@@ -170,6 +212,8 @@ class Observation:
     found: Measurement
     meter: CostMeter
     grid: Sequence[tuple[int, int]]
+    gram: Tensor | None
+    full_turn: bool
     p: Tensor
     w: Tensor
     seconds: float
@@ -209,16 +253,19 @@ def observe(
     trainer.set_schedules()
     trainer.renderer.update_occupancy(trainer.scene, trainer.step_count, rng)
     ks = sorted({1, *resamples})
-    grid = [(R, K) for R in sorted({1, *renders}) for K in ks if max(MOST_DRAWS, max(ks)) >= R * K]
-    meter = _measure_costs(trainer, grid, rng, budget * COST_SHARE, watch)
+    rs = sorted({1, *renders})
+    grid = [(R, K) for R in rs for K in ks if max(MOST_DRAWS, *ks, *rs) >= R * K]
+    timed = grid if len(ks) > 1 else [*grid, (1, 2)]  # one K says nothing of what a draw costs
+    meter = _measure_costs(trainer, timed, rng, budget * COST_SHARE, watch)
 
     def upstream(rng: torch.Generator) -> tuple[Tensor, Any]:
-        _, z, condition = trainer.look(1, rng)
+        _, z, condition = trainer.look(trainer.cameras(1, rng), rng)
         return z, condition
 
     def tell(found: Measurement) -> None:
         watch(f"{len(found.seconds)} renders, ±{found.worst_precision:.0%}", (time.perf_counter() - started) / budget)
 
+    gram = _camera_table(trainer, rng, budget * TABLE_SHARE, watch)
     already = time.perf_counter() - started
     found = measure(
         trainer.carv,
@@ -231,7 +278,8 @@ def observe(
         precision=precision,
         watch=tell,
     )
-    return Observation(found, meter, grid, trainer.carv.p, trainer.carv.w, time.perf_counter() - started)
+    seconds = time.perf_counter() - started
+    return Observation(found, meter, grid, gram, trainer.sampler.full_turn, trainer.carv.p, trainer.carv.w, seconds)
 
 
 def _measure_costs(
@@ -256,6 +304,46 @@ def _measure_costs(
         meter.round(steps)
     trainer.optimizer.zero_grad()
     return meter
+
+
+def _camera_table(trainer: Trainer, rng: torch.Generator, budget: float, watch: Watch) -> Tensor | None:
+    """Products of the mean gradients at a table of cameras; None if that would take too long."""
+    cameras = trainer.sampler.table(*TABLE, rng)
+    carv = trainer.carv.replace(resamples=TABLE_RESAMPLES, proposal="importance", strata="render", noise="antithetic")
+    parameters = trainer.parameters()
+    sketch = CountSketch(sum(p.numel() for p in parameters), SKETCH, torch.Generator(trainer.device).manual_seed(0))
+    started, replicates = time.perf_counter(), []
+    for node in range(len(cameras)):
+        pair = []
+        for _ in range(2):
+            _, z, condition = trainer.look(cameras[node : node + 1], rng)
+            pair.append(sketch(Gradient(z, parameters)(carv.estimate(z, condition, rng).fbar)))
+        replicates.append(torch.stack(pair))
+        spent = time.perf_counter() - started
+        if spent / (node + 1) * len(cameras) > budget:
+            return None
+        watch("cameras", COST_SHARE + TABLE_SHARE * (node + 1) / len(cameras))
+    first, second = torch.stack(replicates, 1).cpu()
+    return gram_of(first, second)
+
+
+def _windows(observed: Observation, within: float, between: float) -> list[Window]:
+    if observed.gram is None:
+        return []
+    rng, found = torch.Generator().manual_seed(0), []
+    for beta in BETAS:
+        count = len(decay(beta))
+        offsets = torch.rand(SEQUENCES, 2, generator=rng, dtype=torch.float64)
+        orders = {
+            "independent": torch.rand(SEQUENCES, count, 2, generator=rng, dtype=torch.float64),
+            "sequence": sequence_points(0, count, offsets),
+        }
+        values = {
+            order: window_variance(observed.gram, *TABLE, observed.full_turn, points, beta, between, within)
+            for order, points in orders.items()
+        }
+        found.append(Window(beta, **values))
+    return found
 
 
 def report(observed: Observation, cost_ratio: float | None = None) -> NoiseReport:
@@ -311,11 +399,15 @@ def report(observed: Observation, cost_ratio: float | None = None) -> NoiseRepor
                     z=z[method],
                 )
             )
+    top = max(rows, key=lambda row: row.ecm)
+    # More renders cost more and say as much more: which R is ahead is often chance.
+    same = [row for row in rows if (row.method, row.K) == (top.method, top.K) and row.ecm_high >= top.ecm]
+    best = min(same, key=lambda row: row.R)
     of_views, of_draws = Interval.of_mean(between), Interval.of_mean(found.within_samples(BASELINE))
     edges, squared, error = found.norm_by_timestep(observed.p)
     return NoiseReport(
         rows=rows,
-        recommended=max(rows, key=lambda row: row.ecm),
+        recommended=best,
         baseline=next(row for row in rows if (row.method, row.R, row.K) == (BASELINE.name, 1, 1)),
         cost_parts={K: {part: s * 1e3 for part, s in meter.parts((1, K)).items()} for R, K in grid if R == 1},
         cost=model,
@@ -329,6 +421,8 @@ def report(observed: Observation, cost_ratio: float | None = None) -> NoiseRepor
         weight=observed.w,
         p=observed.p,
         moments=second_moments(edges, squared, observed.p, observed.w),
+        windows=_windows(observed, best.variance_within * best.R, best.variance_between * best.R),
+        detectable_bias=found.detectable_bias(),
         renders=len(found.seconds),
         seconds=observed.seconds,
     )

@@ -12,6 +12,7 @@ from torch import Tensor
 from carv3d import build
 from carv3d.accounting import CostMeter
 from carv3d.allocation import Allocation
+from carv3d.cameras import Cameras
 from carv3d.config.schema import Config
 from carv3d.estimator import Estimate
 from carv3d.loss import Carv, check_finite
@@ -121,17 +122,17 @@ class Trainer:
         self.optimizer.zero_grad()
         return meter.model().ratio
 
-    def look(self, renders: int, rng: torch.Generator, first: int | None = None) -> tuple[Render, Tensor, Any]:
-        """Renders, their latents (R, C, h, w), and what the teacher is told of them.
+    def cameras(self, renders: int, rng: torch.Generator, first: int | None = None) -> Cameras:
+        """Independent cameras, or those that follow the `first` ones of the run's sequence."""
+        if first is None:
+            return self.sampler.sample(renders, rng)
+        return self.sampler.sequence(first, renders, self._offset, rng)
 
-        From independent cameras, or from those that follow the `first` ones of the run's sequence.
-        """
+    def look(self, cameras: Cameras, rng: torch.Generator) -> tuple[Render, Tensor, Any]:
+        """Renders, their latents (R, C, h, w), and what the teacher is told of them."""
         config = self.config
         with self.clock("render"):
-            if first is None:
-                cameras = self.sampler.sample(renders, rng).to(self.device)
-            else:
-                cameras = self.sampler.sequence(first, renders, self._offset, rng).to(self.device)
+            cameras = cameras.to(self.device)
             normals = config.regularisers.orientation.at(self.fraction) > 0
             render = self.renderer(self.scene, cameras, rng, normals=normals)
         with self.clock("encode"):
@@ -144,13 +145,13 @@ class Trainer:
         self, renders: int, carv: Carv, rng: torch.Generator, first: int | None = None, *, probe: bool = False
     ) -> tuple[Render, Estimate]:
         """Add one step's gradient to the parameters': render, encode, ask the teacher, one backward pass."""
-        render, z, condition = self.look(renders, rng, first)
+        render, z, condition = self.look(self.cameras(renders, rng, first), rng)
         with self.clock("denoise"):
             found = carv.estimate(z, condition, rng)
         if probe and self._allocation is not None:
             with self.clock("probe"):
                 again = carv.estimate(z, condition, rng)
-                self._allocation.probe(z, found.fbar, again.fbar, self.parameters())
+                self._allocation.probe(self.step_count, z, found.fbar, again.fbar, self.parameters())
         with self.clock("backward"):
             loss = (z * found.fbar).sum() / renders + self._regularise(render, self.fraction)
             loss.backward()

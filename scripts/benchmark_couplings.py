@@ -41,7 +41,7 @@ def correlations(trainer: Trainer, rng: torch.Generator, renders: int = 6) -> di
     carv, found = trainer.carv, {}
     support = carv.p.nonzero()[:, 0]
     low, high = int(support[0]), int(support[-1])
-    views = [trainer.look(1, rng)[1:] for _ in range(renders)]
+    views = [trainer.look(trainer.cameras(1, rng), rng)[1:] for _ in range(renders)]
     for share in TIMES:
         t = round(low + share * (high - low))
         both, power = 0.0, 0.0
@@ -66,10 +66,11 @@ def at(run: Run, step: int, scale: float, resamples: list[int], budget: float) -
     rng = torch.Generator(trainer.device).manual_seed(0)
 
     def upstream(rng: torch.Generator) -> tuple[Tensor, Any]:
-        _, z, condition = trainer.look(1, rng)
+        _, z, condition = trainer.look(trainer.cameras(1, rng), rng)
         return z, condition
 
     methods = [Method("importance", "render", K, n) for K in resamples for n in ("independent", *COUPLINGS)]  # type: ignore[arg-type]
+    methods.append(Method("uniform", "none", 1))
     found = measure(trainer.carv, upstream, trainer.parameters(), methods, rng, budget=budget)
     rows = [
         {"noise": noise, "K": K, **dict(zip(("ratio", "low", "high"), ratio(found, method, paper), strict=True))}
@@ -77,14 +78,13 @@ def at(run: Run, step: int, scale: float, resamples: list[int], budget: float) -
         for noise in COUPLINGS
         for method, paper in [(Method("importance", "render", K, noise), Method("importance", "render", K))]  # type: ignore[arg-type]
     ]
-    one = found.within_samples(Method("uniform", "none", 1)) if Method("uniform", "none", 1) in found.within else None
     return {
         "step": step,
         "scale": scale,
         "rows": rows,
         "z": max(found.z().values()),
         "between": float(found.between_samples().mean()),
-        "within_of_one": None if one is None else float(one.mean()),
+        "within_of_one": float(found.within_samples(methods[-1]).mean()),
         "correlation": correlations(trainer, rng),
         "renders": len(found.seconds),
     }

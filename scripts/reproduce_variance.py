@@ -17,6 +17,7 @@ from pathlib import Path
 
 import torch
 
+from carv3d.config import find_config, load
 from carv3d.errors import UserError
 from carv3d.generation import load_trainer, set_threads
 from carv3d.measurement import NoiseReport, Observation, observe, report
@@ -44,7 +45,8 @@ def train(prompt: str, out: Path) -> Path:
     if (path / "environment.json").exists():
         command += ["--resume", str(path)]
     else:
-        command += [prompt, "training.keep_checkpoints=1000", "training.checkpoint_every=75", "mesh.formats=[]"]
+        every = load(find_config("shapes")).training.steps // 10
+        command += [prompt, "training.keep_checkpoints=1000", f"training.checkpoint_every={every}", "mesh.formats=[]"]
         command += ["turntable.frames=2", "turntable.size=64", "--output", str(path)]
     if not (path / "turntable.mp4").exists():
         subprocess.run(command, check=True)
@@ -67,7 +69,7 @@ def tables(stage: str, found: NoiseReport, simulated: NoiseReport) -> str:
         return " / ".join(f"{getattr(rows.get(name) or rows[plain[name]], figure):.2f}" for name in names)
 
     lines = [
-        f"**{stage}** ({found.renders} renders, largest |z| of a method's mean {worst:.1f}). W/A = {share:.2f}, "
+        f"**{stage}** ({found.renders} renders, largest z of a method's bias {worst:.1f}). W/A = {share:.2f}, "
         f"c_up / c_denoise = {found.measured_cost.ratio:.1f}. As measured, the best K of uniform draws is predicted "
         f"at {found.predicted_resamples:.1f}, and the best setting found is {best(found)}. At ratio {RATIO:.0f}: "
         f"{simulated.predicted_resamples:.1f}, and {best(simulated)}.",
@@ -91,11 +93,14 @@ def main() -> None:
     parser.add_argument("--budget", type=float, default=300.0, help="seconds a stage")
     parser.add_argument("--page", type=Path, default=PAGE)
     options = parser.parse_args()
+    text = options.page.read_text()
+    if not all(mark in text for mark in MARKS):
+        raise UserError(f"{options.page} has no lines {MARKS[0].strip()} and {MARKS[1].strip()} to write between")
     parts = []
     with Run.open(train(options.prompt, options.out)) as run:
         steps = run.config.training.steps
         set_threads(run.config)
-        for step in (steps // 8, steps // 2, steps):
+        for step in (steps // 10, steps // 10 * 5, steps):
             trainer = load_trainer(run, step)
             observed: Observation = observe(trainer, budget=options.budget, precision=0.02)
             stage = f"After {step} of {steps} steps"
@@ -104,9 +109,6 @@ def main() -> None:
         machine = f"{cpu_name()}, {torch.get_num_threads()} threads"
         if trainer.device.type == "cuda":
             machine = device_name(trainer.device)
-    text = options.page.read_text()
-    if not all(mark in text for mark in MARKS):
-        raise UserError(f"{options.page} has no lines {MARKS[0].strip()} and {MARKS[1].strip()} to write between")
     head = f'"{options.prompt}", {machine}, `python scripts/reproduce_variance.py --budget {options.budget:.0f}`.\n\n'
     before, after = text.split(MARKS[0])[0], text.split(MARKS[1])[1]
     replace_file(options.page, (before + MARKS[0] + head + "\n".join(parts) + MARKS[1] + after).encode())

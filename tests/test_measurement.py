@@ -11,6 +11,7 @@ from typing import Any
 import pytest
 import torch
 
+from carv3d import measurement
 from carv3d.config import find_config, load
 from carv3d.measurement import observe
 from carv3d.measurement import report as report_of
@@ -90,6 +91,23 @@ def test_initial_scene_of_a_config(tmp_path: Path, capsys: pytest.CaptureFixture
     assert code == 0 and "guidance.renders=" in err and (tmp_path / "m" / "report.html").exists()
 
 
+def test_one_k_can_be_measured(trainer: Trainer) -> None:
+    """What a draw costs is then timed with another."""
+    found = report_of(observe(trainer, renders=[1], resamples=[1], budget=5))
+    assert {row.K for row in found.rows} == {1} and found.cost.c_denoise > 0
+
+
+@pytest.mark.parametrize("how", [[], ["--json"]])
+def test_what_cannot_be_trusted_is_exit_code_one(
+    how: list[str], run: Path, tmp_path: Path, monkeypatch: pytest.MonkeyPatch, capsys: pytest.CaptureFixture[str]
+) -> None:
+    monkeypatch.setattr(measurement, "TRUSTED_Z", -100.0)
+    words = ["measure", str(run), "--budget", "5", *GRID, "--output", str(tmp_path / "m"), *how]
+    code, out, err = carv3d(*words, capsys=capsys)
+    assert code == 1
+    assert json.loads(out)["trusted"] is False if how else "Do not trust" in err
+
+
 def mistakes() -> list[Any]:
     return [
         (["--budget", "0.001"], "budget is too small"),
@@ -97,6 +115,7 @@ def mistakes() -> list[Any]:
         (["--renders", "0"], "at least 1"),
         (["--step", "77"], "77"),
         (["guidance.scale=4"], "give the run alone"),
+        (["--output", "/proc/none"], "/proc/none"),
     ]
 
 

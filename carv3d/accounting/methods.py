@@ -14,10 +14,9 @@ from typing import Any
 
 import numpy as np
 import torch
-from scipy import stats
 from torch import Tensor
 
-from carv3d.accounting.unbiasedness import SignProjection, z_scores
+from carv3d.accounting.unbiasedness import CountSketch, detectable_bias, disagreement, z_scores
 from carv3d.accounting.variance import Floats, Interval, Spread, within
 from carv3d.errors import UserError
 from carv3d.loss import Carv
@@ -25,7 +24,8 @@ from carv3d.sampling import NoiseKind, ProposalKind, StrataKind, strata
 
 REPLICATES = 2  # of each stratified estimate at each render: the fewest that show its own noise
 FEWEST_RENDERS = 4
-DIRECTIONS = 16  # that the mean gradients are compared along
+SKETCH = 4096  # entries that gradients are made to for the comparison of their means
+STEADY = 16  # renders before which the precision is not trusted to stop
 TIME_BINS = 12
 
 # rng -> one render's latents z (1, *shape), with a graph to the parameters, and the teacher's condition for it.
@@ -88,7 +88,8 @@ class Measurement:
         noise: by proposal, a sample of E tr Cov(g | c, t) at K = 1 a render.
         pooled: of the renders' means over all methods.
         pooled_noise: a sample of the variance that is left in that mean, a render.
-        projections: a (methods with draws, DIRECTIONS) tensor a render, each one's mean gradient.
+        disagreements: a (methods with draws,) tensor a render, see `carv3d.accounting.disagreement`.
+        power: a render, the product of two independent estimates of its mean gradient.
         timesteps: (draws,) and
         norms: (draws,) |J^T w(t) r|^2 of draws from p, for the norm by timestep.
         seconds: by render.
@@ -99,10 +100,18 @@ class Measurement:
     noise: dict[ProposalKind, list[Tensor]] = field(default_factory=dict)
     pooled: Spread = field(default_factory=Spread)
     pooled_noise: list[Tensor] = field(default_factory=list)
-    projections: list[Tensor] = field(default_factory=list)
+    disagreements: list[Tensor] = field(default_factory=list)
+    power: list[Tensor] = field(default_factory=list)
     timesteps: list[Tensor] = field(default_factory=list)
     norms: list[Tensor] = field(default_factory=list)
     seconds: list[float] = field(default_factory=list)
+
+    def trim(self) -> None:
+        """Forget a render that was left half measured."""
+        count = len(self.seconds)
+        for samples in (*self.within.values(), *self.noise.values(), self.pooled_noise, self.disagreements, self.power):
+            del samples[count:]
+        del self.timesteps[count:], self.norms[count:], self.pooled.increments[max(count - 1, 0) :]
 
     def between_samples(self) -> Floats:
         """A sample of tr Cov_c E[g | c] a render, the first left out; (n - 1,)."""
@@ -136,20 +145,21 @@ class Measurement:
         return max(self.total(method).precision for method in self.methods)
 
     def z(self) -> dict[Method, float]:
-        """Each sampler's largest |z| along all directions against the others' mean; by method.
-
-        Student's t for so many renders is turned into the z of the same probability: few renders raise no alarm.
-        """
-        t = z_scores(torch.stack(self.projections, 1).cpu()).abs().amax(1).numpy()
-        z = np.minimum(stats.norm.isf(stats.t.sf(t, len(self.projections) - 1)), 99.0)
-        own = dict(zip(self.within, map(float, z), strict=True))
+        """By method: how far its mean is from the others' at the same renders; see `carv3d.accounting.z_scores`."""
+        own = dict(zip(self.within, z_scores(torch.stack(self.disagreements, 1)).tolist(), strict=True))
         return {method: own[method.drawn] for method in self.methods}
+
+    def detectable_bias(self) -> float:
+        """The smallest bias that would have been found in any method, as a share of a render's mean gradient."""
+        return float(detectable_bias(torch.stack(self.disagreements, 1).cpu(), torch.stack(self.power).cpu()).max())
 
     def norm_by_timestep(self, p: Tensor) -> tuple[Floats, Floats, Floats]:
         """Edges (B + 1,) of bins of timesteps, mean |J^T w(t) r|^2 (B,) in each, and its standard error (B,)."""
         support = p.nonzero()[:, 0]
         edges = np.linspace(int(support[0]), int(support[-1]) + 1, TIME_BINS + 1)
         t, norms = (torch.cat(x).cpu().double().numpy() for x in (self.timesteps, self.norms))
+        # The two draws of a pair share their timestep: one sample.
+        t, norms = t[::2], norms.reshape(-1, 2).mean(1)
         which = np.clip(np.digitize(t, edges) - 1, 0, TIME_BINS - 1)
         rows = [norms[which == b] for b in range(TIME_BINS)]
         mean = np.array([row.mean() if len(row) else np.nan for row in rows])
@@ -168,7 +178,10 @@ def second_moments(edges: Floats, mean: Floats, p: Tensor, w: Tensor) -> dict[st
     known = np.isfinite(mean)
     # Within a bin m follows w^2, about which the residual's own norm is flat.
     shape = w.double().numpy() ** 2
-    level = np.interp(t.numpy(), centres[known], (mean / np.interp(centres, np.arange(len(shape)), shape))[known])
+    bins = np.clip(np.digitize(t.numpy(), edges) - 1, 0, len(mean) - 1)
+    of_bins = np.array([shape[t.numpy()[bins == b]].mean() if (bins == b).any() else np.nan for b in range(len(mean))])
+    known &= np.isfinite(of_bins)
+    level = np.interp(t.numpy(), centres[known], (mean / of_bins)[known])
     m, pt, wt = level * shape[t.numpy()], p[t].double().numpy(), w[t].double().numpy()
     q = pt * wt / (pt * wt).sum()
     return {
@@ -208,6 +221,8 @@ def measure(
     Raises:
         UserError: the budget is too small, the parameters get no gradient, the variance is zero, a gradient is not
             finite.
+        ValueError: a method with global strata.
+        KeyboardInterrupt: before there is enough to report; later one ends the measurement as if its time were up.
     """
     started = time.perf_counter()
     found = Measurement(list(tried))
@@ -216,24 +231,43 @@ def measure(
     drawn = list(dict.fromkeys(method for three in needed for method in three))
     carvs = {m: carv.replace(resamples=m.resamples, proposal=m.proposal, strata=m.strata, noise=m.noise) for m in drawn}
     shares = [method.resamples / sum(m.resamples for m in drawn) for method in drawn]  # of the pooled mean
-    signs: SignProjection | None = None
+    if any(method.strata == "global" for method in tried):
+        raise ValueError("global strata tie the renders of a step together: replicates of one render cannot show them")
+    sketch: CountSketch | None = None
+
+    def one_render() -> None:
+        nonlocal sketch
+        z, condition = upstream(rng)
+        gradient = Gradient(z, parameters)
+        halves, pooled, left = [], None, torch.zeros((), dtype=torch.float64, device=z.device)
+        for (method, estimator), share in zip(carvs.items(), shares, strict=True):
+            if method.resamples == 1:
+                replicates, noise = _singles(found, method, estimator, z, condition, gradient, rng)
+            else:
+                replicates, noise = _estimates(found, method, estimator, z, condition, gradient, rng)
+            mean = replicates.mean(0)
+            pooled = share * mean if pooled is None else pooled.add_(mean, alpha=share)
+            left += share**2 * noise / len(replicates)
+            sketch = sketch or CountSketch(len(mean), SKETCH, torch.Generator(z.device).manual_seed(0))
+            halves.append(torch.stack([sketch(half.mean(0)) for half in replicates.chunk(2)]))
+        assert pooled is not None
+        both = torch.stack(halves)
+        found.pooled.add(pooled)
+        found.pooled_noise.append(left)
+        found.disagreements.append(disagreement(both, torch.tensor(shares, device=both.device)))
+        first, second = (torch.tensor(shares, device=both.device)[:, None, None] * both).sum(0).double()
+        found.power.append(first @ second)
+
     while len(found.seconds) < most_renders:
         began = time.perf_counter()
-        z, condition = upstream(rng)
-        gradient = _Gradient(z, parameters)
-        means, noises = [], []
-        for method, estimator in carvs.items():
-            if method.resamples == 1:
-                replicates, left = _singles(found, method, estimator, z, condition, gradient, rng)
-            else:
-                replicates, left = _estimates(found, method, estimator, z, condition, gradient, rng)
-            means.append(replicates.mean(0))
-            noises.append(left / len(replicates))
-        signs = signs or SignProjection(len(means[0]), DIRECTIONS, _fixed(rng.device))
-        found.projections.append(torch.cat([signs(mean[None]) for mean in means]))
-        found.pooled.add(torch.stack([s * mean for s, mean in zip(shares, means, strict=True)]).sum(0))
-        found.pooled_noise.append(torch.stack([s**2 * noise for s, noise in zip(shares, noises, strict=True)]).sum())
-        if not bool(torch.isfinite(found.projections[-1]).all()):
+        try:
+            one_render()
+        except KeyboardInterrupt:  # what was measured is worth reporting
+            if len(found.seconds) < FEWEST_RENDERS:
+                raise
+            found.trim()
+            break
+        if not bool(torch.isfinite(found.power[-1])):
             raise UserError(
                 "a gradient is not finite: the scene has diverged, or the teacher needs teacher.dtype=float32"
             )
@@ -243,19 +277,19 @@ def measure(
             raise UserError(
                 f"the budget is too small: {max(budget, 0):.1f} s are left for the variance, but one render under "
                 f"{len(tried)} methods takes {found.seconds[0]:.1f} s and {FEWEST_RENDERS} of them are needed; give at "
-                f"least {math.ceil(1.2 * FEWEST_RENDERS * found.seconds[0] + already)} s, or fewer resamples"
+                f"least {math.ceil(2 * FEWEST_RENDERS * found.seconds[0] + 2 * already)} s, or fewer resamples"
             )
         watch(found)
         if count >= FEWEST_RENDERS and spent + float(np.median(found.seconds)) > budget:
             break
-        if count >= 2 * FEWEST_RENDERS and found.worst_precision < precision:
+        if count >= STEADY and found.worst_precision < precision:
             break
     if all(found.total(method).value == 0 for method in tried):
         raise UserError("the variance is zero: the gradient does not depend on the camera, the timestep or the noise")
     return found
 
 
-class _Gradient:
+class Gradient:
     """From a residual of one render's latents to the flat gradient, as often as wanted."""
 
     def __init__(self, z: Tensor, parameters: Sequence[Tensor]) -> None:
@@ -279,7 +313,7 @@ def _singles(
     carv: Carv,
     z: Tensor,
     condition: Any,
-    gradient: _Gradient,
+    gradient: Gradient,
     rng: torch.Generator,
 ) -> tuple[Tensor, Tensor]:
     """One draw each: two timesteps, and two noises at both.
@@ -291,7 +325,11 @@ def _singles(
     t = carv.proposal.icdf(strata(2, 1, "none", rng))[:, 0].repeat_interleave(2)
     rows = torch.zeros_like(t)
     eps = torch.randn((4, *z.shape[1:]), generator=rng, device=z.device, dtype=z.dtype)
-    residual = carv.teacher.residual(z.detach()[rows], t, eps, condition[rows], carv.scale)
+    parts = torch.arange(4, device=z.device).split(carv.chunk or 4)
+    latents = z.detach()[rows]
+    residual = torch.cat(
+        [carv.teacher.residual(latents[n], t[n], eps[n], condition[rows[n]], carv.scale) for n in parts]
+    )
     weight = (carv.proposal.ratio[t] * carv.w.to(t.device)[t]).to(residual.dtype)
     replicates = torch.stack([gradient(w * r[None]) for w, r in zip(weight, residual, strict=True)])
     own = _of_pairs(replicates)
@@ -310,7 +348,7 @@ def _estimates(
     carv: Carv,
     z: Tensor,
     condition: Any,
-    gradient: _Gradient,
+    gradient: Gradient,
     rng: torch.Generator,
 ) -> tuple[Tensor, Tensor]:
     """Whole estimates of K resamples: their gradients (REPLICATES, P), and the variance of one."""
@@ -326,7 +364,3 @@ def _of_pairs(replicates: Tensor) -> Tensor:
     """The variance of one draw from (4, P) whose rows 0, 1 and 2, 3 share a timestep: from the rows that do not."""
     distances = [(replicates[i] - replicates[j]).square().sum(dtype=torch.float64) for i in (0, 1) for j in (2, 3)]
     return torch.stack(distances).mean() / 2
-
-
-def _fixed(device: torch.device) -> torch.Generator:
-    return torch.Generator(device).manual_seed(20260521)

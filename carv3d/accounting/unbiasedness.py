@@ -1,42 +1,78 @@
-"""Whether methods agree on the mean gradient."""
+"""Whether methods agree on the mean gradient of every render.
+
+A bias of one render may cancel over all of them: means over renders could hide it. So each render is looked at by
+itself. Of two independent halves of a method's replicates and of all other methods', the product
+
+    U = <first - others' first, second - others' second>
+
+has the expectation |E[method | render] - E[others | render]|^2: zero if they agree, positive if they do not.
+"""
 
 from __future__ import annotations
 
+import numpy as np
 import torch
+from scipy import stats
 from torch import Tensor
 
-_BLOCK = 2**20  # parameters at a time, whose signs are turned into floats
+
+class CountSketch:
+    """Long vectors made short so that products survive: each entry goes, with a random sign, to a random place."""
+
+    def __init__(self, length: int, size: int, rng: torch.Generator) -> None:
+        """From `length` entries to `size`; products are kept up to a relative error of about sqrt(2 / size)."""
+        self._place = torch.randint(size, (length,), generator=rng, device=rng.device)
+        self._sign = torch.randint(2, (length,), generator=rng, device=rng.device, dtype=torch.int8).mul_(2).sub_(1)
+        self._size = size
+
+    def __call__(self, vector: Tensor) -> Tensor:
+        """(length,) -> (size,)"""
+        return vector.new_zeros(self._size).index_add_(0, self._place, vector * self._sign)
 
 
-class SignProjection:
-    """A gradient's products with some fixed vectors of random signs."""
-
-    def __init__(self, parameters: int, count: int, rng: torch.Generator) -> None:
-        """`count` vectors of `parameters` signs, on the generator's device."""
-        shape = (count, parameters)
-        self._signs = torch.randint(2, shape, generator=rng, device=rng.device, dtype=torch.int8).mul_(2).sub_(1)
-
-    def __call__(self, gradients: Tensor) -> Tensor:
-        """(m, P) -> (m, count) float64."""
-        found = gradients.new_zeros(len(gradients), len(self._signs), dtype=torch.float64)
-        for part, signs in zip(gradients.split(_BLOCK, 1), self._signs.split(_BLOCK, 1), strict=True):
-            found += part @ signs.T.to(part.dtype)
-        return found
-
-
-def z_scores(projections: Tensor) -> Tensor:
-    """How far each method's mean is from that of all others, in standard errors.
+def disagreement(halves: Tensor, shares: Tensor) -> Tensor:
+    """U of one render for every method.
 
     Args:
-        projections: (methods >= 2, renders >= 2, count): each method's mean gradient of each render, projected. All
-            methods have seen the same renders, so that only their own noise counts.
+        halves: (methods, 2, D): means of two independent halves of each method's replicates, sketched or whole.
+        shares: (methods,) of each method in the pooled mean; they sum to 1.
 
     Returns:
-        (methods, count) float64; zero where method and others agree exactly.
+        (methods,) float64; zero for a method that has no others.
     """
-    x = projections.double()
-    methods, renders, _ = x.shape
-    others = (x.sum(0, keepdim=True) - x) / (methods - 1)
-    difference = x - others
-    error = difference.std(1) / renders**0.5
-    return torch.where(error > 0, difference.mean(1) / error, 0.0)
+    if len(halves) < 2:
+        return halves.new_zeros(len(halves), dtype=torch.float64)
+    x, share = halves.double(), shares.double()[:, None, None]
+    pooled = (share * x).sum(0, keepdim=True)
+    others = (pooled - share * x) / (1 - share)
+    first, second = (x - others).unbind(1)
+    return (first * second).sum(-1)
+
+
+def z_scores(samples: Tensor) -> Tensor:
+    """How far above zero the mean of each row's samples is, in standard errors.
+
+    Student's t for so many renders is turned into the z of the same probability: few renders raise no alarm.
+
+    Args:
+        samples: (methods, renders >= 2) of `disagreement`.
+
+    Returns:
+        (methods,) float64; at most 38, where probabilities end.
+    """
+    x = samples.double().cpu().numpy()
+    error = x.std(1, ddof=1) / x.shape[1] ** 0.5
+    t = np.divide(x.mean(1), error, out=np.zeros(len(x)), where=error > 0)
+    return torch.from_numpy(np.clip(stats.norm.isf(stats.t.sf(t, x.shape[1] - 1)), -38, 38))
+
+
+def detectable_bias(samples: Tensor, power: Tensor, z: float = 4.0) -> Tensor:
+    """The bias that would have been found, as a share of the mean gradient of a render: (methods,).
+
+    Args:
+        samples: (methods, renders >= 2) of `disagreement`.
+        power: (renders,) products of two independent estimates of a render's mean gradient.
+        z: from which a method counts as biased.
+    """
+    error = samples.double().std(1) / samples.shape[1] ** 0.5
+    return (z * error / power.double().mean().clamp_min(1e-300)).sqrt()

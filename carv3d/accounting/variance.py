@@ -17,15 +17,15 @@ from dataclasses import dataclass
 import numpy as np
 import torch
 from numpy.typing import NDArray
+from scipy import stats
 from torch import Tensor
 
 Floats = NDArray[np.float64]
-_Z = 1.96  # of a 95 % interval
 
 
 @dataclass(frozen=True)
 class Interval:
-    """An estimate and its 95 % confidence interval."""
+    """An estimate and its 95 % confidence interval, by Student's t."""
 
     value: float
     low: float
@@ -37,7 +37,7 @@ class Interval:
         value = float(samples.mean()) if len(samples) else math.nan
         if len(samples) < 2:
             return cls(value, -math.inf, math.inf)
-        half = _Z * float(samples.std(ddof=1)) / math.sqrt(len(samples))
+        half = float(stats.t.ppf(0.975, len(samples) - 1) * samples.std(ddof=1)) / math.sqrt(len(samples))
         return cls(value, value - half, value + half)
 
     @property

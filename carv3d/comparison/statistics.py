@@ -10,6 +10,7 @@ from dataclasses import dataclass
 
 import numpy as np
 from numpy.typing import NDArray
+from scipy import stats
 
 Array = NDArray[np.float64]
 
@@ -86,9 +87,12 @@ class Bootstrap:
     def draws(self, values: Array) -> Array:
         """Per-prompt means (B, P, ...) over drawn seeds of values (P, S, ...)."""
         if self.seeds > 1:
-            # A few seeds scatter less about their own mean than about the true one: undo that.
+            # A few seeds scatter less about their own mean than about the true one, and tell little of how much
+            # they scatter: undo the first, and widen by Student's t for the second.
             middle = values.mean(1, keepdims=True)
-            values = middle + np.sqrt(self.seeds / (self.seeds - 1)) * (values - middle)
+            freedom = values.shape[0] * (self.seeds - 1)
+            wider = np.sqrt(self.seeds / (self.seeds - 1)) * stats.t.ppf(0.975, freedom) / stats.norm.ppf(0.975)
+            values = middle + wider * (values - middle)
         found: Array = np.einsum("bps,ps...->bp...", self._weights, values)
         return found
 

@@ -2,14 +2,13 @@
 
 from __future__ import annotations
 
-import math
-
 import numpy as np
 from matplotlib.axes import Axes
 from matplotlib.ticker import NullFormatter, ScalarFormatter
+from rich import box
 from rich.table import Table as RichTable
 
-from carv3d.accounting import best_resamples
+from carv3d.accounting import STEADY, best_resamples
 from carv3d.measurement import TRUSTED_Z, NoiseReport, Row
 from carv3d.reports.page import Page, Table
 from carv3d.reports.plots import PALETTE, subplots, svg
@@ -17,19 +16,21 @@ from carv3d.reports.plots import PALETTE, subplots, svg
 
 def terminal_table(report: NoiseReport) -> RichTable:
     """The rows of one render, and the best of the others."""
-    table = RichTable(title=f"variance of the gradient, {report.renders} renders, {report.seconds:.0f} s")
-    for name in ("method", "R", "K", "variance", "between", "timestep", "noise", "ms", "ECM", "RE", "max |z|"):
+    title = f"variance of the gradient, {report.renders} renders, {report.seconds:.0f} s"
+    table = RichTable(title=title, box=box.SIMPLE_HEAD, padding=(0, 1, 0, 0))
+    for name in ("method", "R", "K", "variance", "within", "ms", "ECM", "RE", "z"):
         table.add_column(name, justify="left" if name == "method" else "right", no_wrap=True)
     for row in _shown(report):
+        cells = _cells(row)
+        short = row.method.replace("importance", "IS").replace("stratified", "strat").replace("antithetic", "anti")
         style = "bold green" if row is report.recommended else None
-        table.add_row(*_cells(row), style=style)
+        table.add_row(short.replace(" ", ""), *cells[1:4], f"{row.variance_within:.3g}", *cells[7:], style=style)
     return table
 
 
 def lead(report: NoiseReport) -> str:
     """What was found, in two or three sentences."""
     best = report.recommended
-    share = report.within.value / max(report.between.value, 1e-300)
     setting, interval = f"{best.method}, R = {best.R}, K = {best.K}", f"{best.ecm_low:.2f} to {best.ecm_high:.2f}"
     if best.ecm_low > 1:
         words = [
@@ -41,13 +42,22 @@ def lead(report: NoiseReport) -> str:
             "No setting beats plain SDS beyond doubt: the best, "
             f"{setting}, has an effective compute multiplier of {best.ecm:.2f} ({interval})."
         ]
-    words.append(
-        f"With one draw, timestep and noise make {share:.2g} times the variance that the view makes, and a render with "
-        f"its encoding and backward pass costs as much as {report.cost.ratio:.1f} draws: the best K of uniform draws "
-        f"should be near {_number(report.predicted_resamples)}."
-    )
+    if report.between.value > 0:
+        share, best_k = report.within.value / report.between.value, max(report.predicted_resamples, 1.0)
+        words.append(
+            f"With one draw, timestep and noise make {share:.2g} times the variance that the view makes, and a render "
+            f"with its encoding and backward pass costs as much as {report.cost.ratio:.1f} draws: the best K of "
+            f"uniform draws should be near {best_k:.1f}."
+        )
+    else:
+        words.append("The view adds no variance that could be measured: more resamples of one render do best.")
+    if report.renders < STEADY:
+        words.append(f"Only {report.renders} renders were measured: give a larger budget before acting on this.")
     if report.trusted:
-        words.append("All methods agree on the mean gradient.")
+        words.append(
+            "All methods agree on the mean gradient of every render; a bias of "
+            f"{report.detectable_bias:.0%} of it would have been seen."
+        )
     else:
         worst = max(report.rows, key=lambda row: row.z)
         words.append(f"Do not trust this: the mean of {worst.method}, K = {worst.K}, is off by z = {worst.z:.1f}.")
@@ -89,16 +99,27 @@ def page_of(report: NoiseReport, path: str, title: str, footer: str) -> Page:
         f"second moment is {heuristic / uniform:.2f} of the uniform proposal's with the weight's proposal, and "
         f"{oracle / uniform:.2f} with the oracle's, which none can beat.",
     )
+    if report.windows:
+        section = page.section("Cameras")
+        section.text(
+            "Adam steps along moving averages of gradients. At a frozen scene, with the method above and one render a "
+            "step, cameras.order=sequence leaves so much of an average's variance under independent cameras:"
+        )
+        orders = [
+            [f"{w.beta:g}", f"{w.independent:.3g}", f"{w.sequence:.3g}", f"{w.ratio:.2f}"] for w in report.windows
+        ]
+        section.table(Table(["decay of the average", "independent", "sequence", "ratio"], orders))
     section = page.section("Can it be trusted?")
     worst = max(row.z for row in report.rows)
     section.text(
-        f"Every method must have the same mean gradient. Along 16 random directions the largest difference between one "
-        f"method and the others is z = {worst:.1f}; from {TRUSTED_Z:.0f} on something would be wrong."
+        f"Every method must have the same mean gradient at every render. The largest difference between one method and "
+        f"the others is z = {worst:.1f} standard errors above none; from {TRUSTED_Z:.0f} on something would be wrong. "
+        f"A bias of {report.detectable_bias:.0%} of the gradient would have been seen."
     )
     section = page.section("Every method")
     rows = report.rows
     strong = [index for index, row in enumerate(rows) if row is report.recommended]
-    head = ["method", "R", "K", "variance", "between", "timestep", "noise", "ms", "ECM", "RE", "max |z|"]
+    head = ["method", "R", "K", "variance", "between", "timestep", "noise", "ms", "ECM", "RE", "z"]
     section.table(Table(head, [_cells(row) for row in rows], strong), "Variances with 95 % intervals over renders.")
     return page
 
@@ -110,8 +131,8 @@ def _cells(row: Row) -> list[str]:
         str(row.R),
         str(row.K),
         f"{row.variance:.3g} ± {half:.1g}",
-        f"{max(row.variance_between, 0):.3g}",
-        f"{max(row.variance_timestep, 0):.2g}",
+        f"{row.variance_between:.3g}",
+        f"{row.variance_timestep:.2g}",
         f"{row.variance_noise:.3g}",
         f"{row.cost_ms:.0f}",
         f"{row.ecm:.2f} ({row.ecm_low:.2f}-{row.ecm_high:.2f})",
@@ -123,10 +144,6 @@ def _cells(row: Row) -> list[str]:
 def _shown(report: NoiseReport) -> list[Row]:
     rows = [row for row in report.rows if row.R == 1]
     return rows if report.recommended in rows else [*rows, report.recommended]
-
-
-def _number(x: float) -> str:
-    return "∞" if math.isinf(x) else f"{x:.1f}"
 
 
 def _names(report: NoiseReport) -> list[str]:
