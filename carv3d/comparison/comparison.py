@@ -49,6 +49,8 @@ class Outcome:
             "resamples": guidance.resamples,
             "proposal": guidance.proposal,
             "strata": guidance.strata,
+            "noise": guidance.noise,
+            "cameras": self.method.config.cameras.order,
             "ms_per_step": self.method.seconds_per_step * 1000,
             "steps": self.method.steps,
             "teacher_calls": self.method.steps * self.method.calls_per_step,

@@ -128,12 +128,16 @@ def _methods(page: Page, comparison: Comparison) -> None:
     for outcome in comparison.outcomes:
         method, guidance = outcome.method, outcome.method.config.guidance
         row = [method.name, str(guidance.renders), str(guidance.resamples), guidance.proposal, guidance.strata]
+        row += [guidance.noise, method.config.cameras.order]
         row += [_three(method.seconds_per_step * 1000), f"{method.steps:,}"]
         row += [_three(method.steps * method.seconds_per_step), f"{method.steps * method.calls_per_step:,}"]
         rows.append([*row, _three(outcome.seconds)])
     section = page.section("The methods").table(
         Table(
-            ["method", "R", "K", "proposal", "strata", "ms/step", "steps", "time, s", "teacher calls", "measured, s"],
+            [
+                *("method", "R", "K", "proposal", "strata", "noise", "cameras"),
+                *("ms/step", "steps", "time, s", "teacher calls", "measured, s"),
+            ],
             rows,
         ),
         "R renders a step, K draws a render; a teacher call is one draw, so a step makes R × K. Measured: mean "
