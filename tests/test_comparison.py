@@ -100,7 +100,7 @@ def test_one_config_gives_three_methods() -> None:
     assert settings["sds"] == (1, "uniform", "none", 1)
     assert settings["reuse"] == (4, "uniform", "none", 1)
     assert settings["carv"] == (4, "importance", "render", 1)
-    assert plan.differing_key(methods["sds"], methods["carv"]) == "guidance.resamples: 1 and 4"
+    assert plan.differing_key(methods["sds"], methods["carv"]) == "cameras.order: independent and sequence"
 
 
 @pytest.mark.parametrize(
