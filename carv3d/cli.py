@@ -264,10 +264,11 @@ def measure(
     Example: `carv3d measure outputs/shapes/a-red-mushroom-1`,
     `carv3d measure "a blue chair" --budget 120 --cost-ratio 4`
     """
-    from rich.progress import BarColumn, Progress, TextColumn, TimeElapsedColumn, TimeRemainingColumn
+    from rich.progress import TextColumn
 
     from carv3d.generation import load_trainer, set_threads
     from carv3d.measurement import observe, report
+    from carv3d.progress import progress
     from carv3d.reports.measurement import lead, page_of, terminal_table
     from carv3d.runs import Run, disk_errors, environment, replace_file, slug
 
@@ -304,9 +305,8 @@ def measure(
         folder.mkdir(parents=True, exist_ok=True)
         with tempfile.TemporaryFile(dir=folder):
             pass
-    columns = (TextColumn("measuring"), BarColumn(), TimeElapsedColumn(), TextColumn("left, at most"))
-    with Progress(*columns, TimeRemainingColumn(), TextColumn("{task.description}"), console=_console) as progress:
-        task = progress.add_task("", total=1.0)
+    with progress(_console, TextColumn("{task.fields[figures]}")) as bar:
+        task = bar.add_task("measuring", total=100, figures="")
         observed = observe(
             trainer,
             renders=_whole_numbers("--renders", renders),
@@ -314,7 +314,7 @@ def measure(
             budget=budget,
             precision=precision,
             seed=seed,
-            watch=lambda what, share: progress.update(task, description=what, completed=min(share, 1.0)),
+            watch=lambda what, share: bar.update(task, figures=what, completed=min(round(100 * share), 100)),
         )
     found = report(observed, cost_ratio)
     machine = environment(shlex.join(["carv3d", *sys.argv[1:]]), trainer.device)
@@ -372,7 +372,7 @@ def compare(
         validate(found)
     from carv3d.comparison import DEFAULT_PROMPTS, find_prompts
     from carv3d.comparison import compare as run_comparison
-    from carv3d.reports.comparison import write_page
+    from carv3d.reports.comparison import terminal_table, write_page
 
     names = "-".join(name for name, _ in configs)
     folder = output or Path(configs[0][1].output_dir).expanduser() / "compare" / names
@@ -390,28 +390,10 @@ def compare(
     if as_json:
         print(json.dumps(figures))
         return
-    _print_methods(figures["methods"])
-    _console.print(str(report), markup=False, highlight=False, soft_wrap=True)
-
-
-def _print_methods(methods: list[dict[str, Any]]) -> None:
-    """A comparison's methods as a table."""
-    from rich.table import Table
-
-    table = Table("method", "K", "steps", "calls", "PSNR, dB", "IoU", "difference", "speed-up", box=None)
-    for row in methods:
-        cells = [row["name"], str(row["resamples"]), str(row["steps"]), str(row["teacher_calls"])]
-        if row["psnr"] is None:
-            cells += ["–"] * 4
-        else:
-            low, high = row["difference_low"], row["difference_high"]
-            interval = "" if low is None else f" [{low:+.2f}, {high:+.2f}]"
-            cells += [f"{row['psnr']:.2f}", f"{row['iou']:.3f}", f"{row['difference']:+.2f}{interval}"]
-            cells.append("not reached" if row["speedup"] is None else f"{row['speedup']:.2f}")
-        table.add_row(*cells)
-    _console.print(table)
-    if methods[0]["psnr"] is None:
+    _console.print(terminal_table(comparison))
+    if not comparison.plan.measurable:
         _console.print("no quality: it needs the built-in world for now, where the true objects are known")
+    _console.print(str(report), markup=False, highlight=False, soft_wrap=True)
 
 
 @app.command()

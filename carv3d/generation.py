@@ -12,18 +12,12 @@ from typing import Any
 
 import torch
 from rich.console import Console
-from rich.progress import (
-    BarColumn,
-    MofNCompleteColumn,
-    Progress,
-    TextColumn,
-    TimeElapsedColumn,
-    TimeRemainingColumn,
-)
+from rich.progress import Progress, TextColumn
 
 from carv3d import build, results
 from carv3d.config import Config
 from carv3d.errors import UserError
+from carv3d.progress import progress
 from carv3d.renderers import VolumeRenderer
 from carv3d.runs import Checkpoint, Run
 from carv3d.scenes import Scene
@@ -131,18 +125,9 @@ def generate(run: Run, *, resume: bool, console: Console, teacher: Teacher | Non
         _restore(run, trainer, checkpoint)
         seconds = float(checkpoint.info["seconds"])
         log.info("resumed after step %d", checkpoint.step)
-    columns = (
-        TextColumn("{task.description}"),
-        BarColumn(),
-        MofNCompleteColumn(),
-        TimeElapsedColumn(),
-        TextColumn("left"),
-        TimeRemainingColumn(),
-        TextColumn("{task.fields[figures]}"),
-    )
-    with Progress(*columns, console=console) as progress:
-        _Loop(run, trainer, seconds, progress).train()
-        _make_results(run, trainer, progress)
+    with progress(console, TextColumn("{task.fields[figures]}")) as bars:
+        _Loop(run, trainer, seconds, bars).train()
+        _make_results(run, trainer, bars)
 
 
 class _Loop:

@@ -21,9 +21,11 @@ from torch import Tensor
 from carv3d.accounting import Measurement, Method, measure
 from carv3d.generation import load_trainer, set_threads
 from carv3d.runs import Run
+from carv3d.sampling import NoiseKind
 from carv3d.training import Trainer
 
-COUPLINGS = ("zero_sum", "antithetic")
+COUPLINGS: tuple[NoiseKind, ...] = ("zero_sum", "antithetic")
+NOISES: tuple[NoiseKind, ...] = ("independent", *COUPLINGS)
 TIMES = (0.05, 0.2, 0.35, 0.5, 0.65, 0.8, 0.95)  # of the timestep range
 
 
@@ -69,14 +71,14 @@ def at(run: Run, step: int, scale: float, resamples: list[int], budget: float) -
         _, z, condition = trainer.look(trainer.cameras(1, rng), rng)
         return z, condition
 
-    methods = [Method("importance", "render", K, n) for K in resamples for n in ("independent", *COUPLINGS)]  # type: ignore[arg-type]
+    methods = [Method("importance", "render", K, n) for K in resamples for n in NOISES]
     methods.append(Method("uniform", "none", 1))
     found = measure(trainer.carv, upstream, trainer.parameters(), methods, rng, budget=budget)
     rows = [
         {"noise": noise, "K": K, **dict(zip(("ratio", "low", "high"), ratio(found, method, paper), strict=True))}
         for K in resamples
         for noise in COUPLINGS
-        for method, paper in [(Method("importance", "render", K, noise), Method("importance", "render", K))]  # type: ignore[arg-type]
+        for method, paper in [(Method("importance", "render", K, noise), Method("importance", "render", K))]
     ]
     return {
         "step": step,

@@ -11,9 +11,8 @@ from typing import Any
 import pytest
 import torch
 
-from carv3d import measurement
 from carv3d.config import find_config, load
-from carv3d.measurement import observe
+from carv3d.measurement import findings, observe
 from carv3d.measurement import report as report_of
 from carv3d.training import Trainer
 from tests.test_cli import QUICK, carv3d
@@ -101,7 +100,7 @@ def test_one_k_can_be_measured(trainer: Trainer) -> None:
 def test_what_cannot_be_trusted_is_exit_code_one(
     how: list[str], run: Path, tmp_path: Path, monkeypatch: pytest.MonkeyPatch, capsys: pytest.CaptureFixture[str]
 ) -> None:
-    monkeypatch.setattr(measurement, "TRUSTED_Z", -100.0)
+    monkeypatch.setattr(findings, "TRUSTED_Z", -100.0)
     words = ["measure", str(run), "--budget", "5", *GRID, "--output", str(tmp_path / "m"), *how]
     code, out, err = carv3d(*words, capsys=capsys)
     assert code == 1

@@ -219,6 +219,13 @@ class TestSurface:
         middle = shade(grid, 1.0, views=200)[32, 32, 32]
         assert middle == pytest.approx(1 - math.exp(-3.0 * 0.26), rel=0.05)
 
+    def test_a_surface_that_simplifying_tears_open_is_kept_whole(self, monkeypatch: pytest.MonkeyPatch) -> None:
+        full = trimesh.creation.icosphere(subdivisions=3)
+        torn = trimesh.Trimesh(full.vertices, full.faces[:-1])
+        monkeypatch.setattr(trimesh.Trimesh, "simplify_quadric_decimation", lambda self, face_count: torn)
+        kept = _simplify(full, 100)
+        assert kept.is_watertight and len(kept.faces) == len(full.faces)
+
     def test_touching_sheets_of_a_simplified_surface_are_taken_apart(self) -> None:
         """Collapsing edges of two spheres this close makes them share one; the result is closed all the same."""
         rough = np.random.default_rng(0).random((24, 24, 24)).astype(np.float32)

@@ -230,38 +230,14 @@ def measure(
     needed = [(Method(m.proposal, "none", 1), replace(m, noise="independent").drawn, m.drawn) for m in tried]
     drawn = list(dict.fromkeys(method for three in needed for method in three))
     carvs = {m: carv.replace(resamples=m.resamples, proposal=m.proposal, strata=m.strata, noise=m.noise) for m in drawn}
-    shares = [method.resamples / sum(m.resamples for m in drawn) for method in drawn]  # of the pooled mean
     if any(method.strata == "global" for method in tried):
         raise ValueError("global strata tie the renders of a step together: replicates of one render cannot show them")
-    sketch: CountSketch | None = None
-
-    def one_render() -> None:
-        nonlocal sketch
-        z, condition = upstream(rng)
-        gradient = Gradient(z, parameters)
-        halves, pooled, left = [], None, torch.zeros((), dtype=torch.float64, device=z.device)
-        for (method, estimator), share in zip(carvs.items(), shares, strict=True):
-            if method.resamples == 1:
-                replicates, noise = _singles(found, method, estimator, z, condition, gradient, rng)
-            else:
-                replicates, noise = _estimates(found, method, estimator, z, condition, gradient, rng)
-            mean = replicates.mean(0)
-            pooled = share * mean if pooled is None else pooled.add_(mean, alpha=share)
-            left += share**2 * noise / len(replicates)
-            sketch = sketch or CountSketch(len(mean), SKETCH, torch.Generator(z.device).manual_seed(0))
-            halves.append(torch.stack([sketch(half.mean(0)) for half in replicates.chunk(2)]))
-        assert pooled is not None
-        both = torch.stack(halves)
-        found.pooled.add(pooled)
-        found.pooled_noise.append(left)
-        found.disagreements.append(disagreement(both, torch.tensor(shares, device=both.device)))
-        first, second = (torch.tensor(shares, device=both.device)[:, None, None] * both).sum(0).double()
-        found.power.append(first @ second)
-
+    length = sum(parameter.numel() for parameter in parameters)
+    sketch = CountSketch(length, SKETCH, torch.Generator(rng.device).manual_seed(0))
     while len(found.seconds) < most_renders:
         began = time.perf_counter()
         try:
-            one_render()
+            _look(found, _View(*upstream(rng), parameters), carvs, sketch, rng)
         except KeyboardInterrupt:  # what was measured is worth reporting
             if len(found.seconds) < FEWEST_RENDERS:
                 raise
@@ -307,57 +283,61 @@ class Gradient:
         return torch.cat(parts)
 
 
-def _singles(
-    found: Measurement,
-    method: Method,
-    carv: Carv,
-    z: Tensor,
-    condition: Any,
-    gradient: Gradient,
-    rng: torch.Generator,
-) -> tuple[Tensor, Tensor]:
-    """One draw each: two timesteps, and two noises at both.
+class _View:
+    """One render, whose gradient can be estimated as often as wanted."""
 
-    Returns:
-        The gradients (4, P); and four times the variance of their mean, somewhat more than one's own variance since
-        pairs share a timestep.
-    """
-    t = carv.proposal.icdf(strata(2, 1, "none", rng))[:, 0].repeat_interleave(2)
-    rows = torch.zeros_like(t)
-    eps = torch.randn((4, *z.shape[1:]), generator=rng, device=z.device, dtype=z.dtype)
-    parts = torch.arange(4, device=z.device).split(carv.chunk or 4)
-    latents = z.detach()[rows]
-    residual = torch.cat(
-        [carv.teacher.residual(latents[n], t[n], eps[n], condition[rows[n]], carv.scale) for n in parts]
-    )
-    weight = (carv.proposal.ratio[t] * carv.w.to(t.device)[t]).to(residual.dtype)
-    replicates = torch.stack([gradient(w * r[None]) for w, r in zip(weight, residual, strict=True)])
-    own = _of_pairs(replicates)
-    of_eps = (within(replicates[:2]) + within(replicates[2:])) / 2
-    found.within.setdefault(method, []).append(own)
-    found.noise.setdefault(method.proposal, []).append(of_eps)
-    if method.proposal == "uniform":  # drawn from p itself
-        found.timesteps.append(t)
-        found.norms.append(replicates.square().sum(1))
-    return replicates, 2 * own - of_eps
+    def __init__(self, z: Tensor, condition: Any, parameters: Sequence[Tensor]) -> None:
+        self._latents, self._condition, self._gradient = z.detach(), condition, Gradient(z, parameters)
+
+    def estimates(self, carv: Carv, rng: torch.Generator) -> Tensor:
+        """Whole estimates of K resamples: their gradients (REPLICATES, P)."""
+        rows = torch.zeros(REPLICATES, dtype=torch.long, device=self._latents.device)
+        fbar = carv.estimate(self._latents[rows], self._condition[rows], rng).fbar
+        return torch.stack([self._gradient(one[None]) for one in fbar])
+
+    def singles(self, carv: Carv, rng: torch.Generator) -> tuple[Tensor, Tensor]:
+        """One draw each, two noises at both of two timesteps: the timesteps (4,), and the gradients (4, P)."""
+        t = carv.proposal.icdf(strata(2, 1, "none", rng))[:, 0].repeat_interleave(2)
+        rows = torch.zeros_like(t)
+        z, condition = self._latents[rows], self._condition[rows]
+        eps = torch.randn(z.shape, generator=rng, device=z.device, dtype=z.dtype)
+        parts = torch.arange(4, device=z.device).split(carv.chunk or 4)
+        r = torch.cat([carv.teacher.residual(z[n], t[n], eps[n], condition[n], carv.scale) for n in parts])
+        weight = (carv.proposal.ratio[t] * carv.w.to(t.device)[t]).to(r.dtype)
+        return t, torch.stack([self._gradient(w * one[None]) for w, one in zip(weight, r, strict=True)])
 
 
-def _estimates(
-    found: Measurement,
-    method: Method,
-    carv: Carv,
-    z: Tensor,
-    condition: Any,
-    gradient: Gradient,
-    rng: torch.Generator,
-) -> tuple[Tensor, Tensor]:
-    """Whole estimates of K resamples: their gradients (REPLICATES, P), and the variance of one."""
-    rows = torch.zeros(REPLICATES, dtype=torch.long, device=z.device)
-    fbar = carv.estimate(z.detach()[rows], condition[rows], rng).fbar
-    replicates = torch.stack([gradient(one[None]) for one in fbar])
-    own = within(replicates)
-    found.within.setdefault(method, []).append(own)
-    return replicates, own
+def _look(
+    found: Measurement, view: _View, carvs: dict[Method, Carv], sketch: CountSketch, rng: torch.Generator
+) -> None:
+    """Draw every method at one more render, and note what `Measurement` keeps of it."""
+    total = sum(method.resamples for method in carvs)
+    shares = torch.tensor([method.resamples / total for method in carvs], device=rng.device)  # of the pooled mean
+    halves, pooled, left = [], None, torch.zeros((), dtype=torch.float64, device=rng.device)
+    for (method, carv), share in zip(carvs.items(), shares, strict=True):
+        if method.resamples == 1:
+            t, replicates = view.singles(carv, rng)
+            own, of_eps = _of_pairs(replicates), (within(replicates[:2]) + within(replicates[2:])) / 2
+            found.noise.setdefault(method.proposal, []).append(of_eps)
+            if method.proposal == "uniform":  # drawn from p itself
+                found.timesteps.append(t)
+                found.norms.append(replicates.square().sum(1))
+            noise = 2 * own - of_eps  # pairs share a timestep, which leaves more in their mean
+        else:
+            replicates = view.estimates(carv, rng)
+            own = noise = within(replicates)
+        found.within.setdefault(method, []).append(own)
+        mean = replicates.mean(0)
+        pooled = share * mean if pooled is None else pooled + share * mean
+        left += share**2 * noise / len(replicates)
+        halves.append(torch.stack([sketch(half.mean(0)) for half in replicates.chunk(2)]))
+    assert pooled is not None
+    both = torch.stack(halves)
+    found.pooled.add(pooled)
+    found.pooled_noise.append(left)
+    found.disagreements.append(disagreement(both, shares))
+    first, second = (shares[:, None, None] * both).sum(0).double()
+    found.power.append(first @ second)
 
 
 def _of_pairs(replicates: Tensor) -> Tensor:

@@ -17,11 +17,11 @@ from dataclasses import dataclass, replace
 from pathlib import Path
 
 from rich.console import Console
-from rich.progress import BarColumn, MofNCompleteColumn, Progress, TextColumn, TimeElapsedColumn, TimeRemainingColumn
 
 from carv3d.comparison.plan import Method, Plan, differing_key
 from carv3d.comparison.prompts import folder_name
 from carv3d.errors import UserError
+from carv3d.progress import progress
 from carv3d.runs import Run, disk_errors
 
 _GRACE = 30.0  # seconds that a stopped run has to save itself
@@ -101,22 +101,14 @@ def execute(jobs: Sequence[Job], plan: Plan, folder: Path, workers: int, console
     waiting = [job for job in jobs if not job.finished]
     if not waiting:
         return []
-    columns = (
-        TextColumn("{task.description}"),
-        BarColumn(),
-        MofNCompleteColumn(),
-        TimeElapsedColumn(),
-        TextColumn("left"),
-        TimeRemainingColumn(elapsed_when_finished=False),
-    )
     children = _Children(plan.threads)
     pool = ThreadPoolExecutor(workers)
-    with _interruptible(), Progress(*columns, console=console, speed_estimate_period=3600) as progress:
-        task = progress.add_task("runs", total=len(jobs), completed=len(jobs) - len(waiting))
+    with _interruptible(), progress(console, speed_estimate_period=3600) as bar:
+        task = bar.add_task("runs", total=len(jobs), completed=len(jobs) - len(waiting))
         try:
             for future in as_completed([pool.submit(_run, job, folder, children) for job in waiting]):
                 future.result()
-                progress.advance(task)
+                bar.advance(task)
         finally:
             pool.shutdown(wait=False, cancel_futures=True)
             children.stop()

@@ -84,9 +84,8 @@ def _density_grid(scene: Field, resolution: int) -> Floats:
 def shade(grid: Floats, bound: float, views: int = VIEWS) -> Floats:
     """The share of light that the field absorbs on its way to each point of the grid, from where it absorbs least.
 
-    0 in the open, 1 deep inside: a camera that sees a point through less than half of the field has it outside.
-    Unlike the density, it is smooth where the density is rough, and knows no hollows: what lies behind a wall is
-    in the shade, whatever its density.
+    0 in the open, towards 1 deep inside. Unlike the density, it is smooth where the density is rough, and knows no
+    hollows: what lies behind a wall is in the shade, whatever its density.
 
     Args:
         grid: (S, S, S) densities over [-bound, bound]^3, indexed x, y, z.
@@ -170,8 +169,11 @@ def _simplify(surface: trimesh.Trimesh, faces: int | None) -> trimesh.Trimesh:
     simple = surface.simplify_quadric_decimation(face_count=faces)
     if not surface.is_watertight or (simple.is_watertight and simple.is_winding_consistent):
         return simple
-    solid = Manifold(ManifoldMesh(np.float32(simple.vertices), np.uint32(simple.faces))).to_mesh()
-    apart = trimesh.Trimesh(solid.vert_properties[:, :3], solid.tri_verts, process=False)
+    solid = Manifold(ManifoldMesh(np.float32(simple.vertices), np.uint32(simple.faces)))
+    if solid.is_empty():  # it is open beyond that: too many faces are better than a hole
+        return surface
+    repaired = solid.to_mesh()
+    apart = trimesh.Trimesh(repaired.vert_properties[:, :3], repaired.tri_verts, process=False)
     # Vertices of two sheets at one point would be merged by the next program: each moves into its own sheet.
     _, first, count = np.unique(apart.vertices, axis=0, return_inverse=True, return_counts=True)
     touching = count[first.ravel()] > 1

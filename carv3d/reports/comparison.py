@@ -7,6 +7,7 @@ from pathlib import Path
 
 import numpy as np
 from matplotlib.axes import Axes
+from rich.table import Table as RichTable
 
 from carv3d import __version__
 from carv3d.comparison.comparison import Comparison, Outcome
@@ -121,6 +122,22 @@ def _colours(count: int) -> list[str]:
 
 
 # ------------------------------------------------------------------------------------------ tables
+
+
+def terminal_table(comparison: Comparison) -> RichTable:
+    """The methods; without quality where the true objects are not known."""
+    table = RichTable("method", "K", "steps", "calls", "PSNR, dB", "IoU", "difference", "speed-up", box=None)
+    for row in comparison.figures()["methods"]:
+        cells = [row["name"], str(row["resamples"]), str(row["steps"]), str(row["teacher_calls"])]
+        if row["psnr"] is None:
+            cells += ["–"] * 4
+        else:
+            low, high = row["difference_low"], row["difference_high"]
+            interval = "" if low is None else f" [{low:+.2f}, {high:+.2f}]"
+            cells += [f"{row['psnr']:.2f}", f"{row['iou']:.3f}", f"{row['difference']:+.2f}{interval}"]
+            cells.append("not reached" if row["speedup"] is None else f"{row['speedup']:.2f}")
+        table.add_row(*cells)
+    return table
 
 
 def _methods(page: Page, comparison: Comparison) -> None:

@@ -9,7 +9,8 @@ from rich import box
 from rich.table import Table as RichTable
 
 from carv3d.accounting import STEADY, best_resamples
-from carv3d.measurement import TRUSTED_Z, NoiseReport, Row
+from carv3d.measurement import NoiseReport, Row
+from carv3d.measurement.findings import TRUSTED_Z
 from carv3d.reports.page import Page, Table
 from carv3d.reports.plots import PALETTE, subplots, svg
 
