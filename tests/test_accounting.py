@@ -271,6 +271,12 @@ class TestLinearGaussian:
             assert found.noise_samples(method).mean() == pytest.approx(of_eps, abs=0.05 * of_one), method
             assert inside - found.noise_samples(method).mean() == pytest.approx(of_t, abs=0.05 * of_one), method
 
+    def test_between_of_single_draws_alone(self) -> None:
+        """Pairs of draws share a timestep: what that leaves in their mean is not taken for the view's."""
+        found, carv = linear(methods([1]), 1500, 3)
+        mean = carv.w[carv.p > 0].mean().item()
+        assert found.between_samples().mean() == pytest.approx(mean**2 * D * A_SCALE**2, rel=0.05)
+
     def test_every_method_is_unbiased(self, measured: tuple[Measurement, Carv]) -> None:
         assert max(measured[0].z().values()) < 4
 

@@ -89,17 +89,19 @@ def test_different_prompts_have_different_folders() -> None:
 # ------------------------------------------------------------------------------------------ plan
 
 
-def test_one_config_gives_three_methods() -> None:
-    """They differ in nothing but the estimator."""
+def test_one_config_gives_four_methods() -> None:
+    """They differ in nothing but the estimator and the cameras' order; the config itself comes once."""
     methods = dict(methods_of([("shapes", tiny())]))
     settings = {
         name: (c.guidance.resamples, c.guidance.proposal, c.guidance.strata, c.guidance.renders)
         for name, c in methods.items()
     }
-    assert list(settings) == ["sds", "reuse", "carv"]  # the first is the baseline
+    assert list(settings) == ["sds", "reuse", "paper", "carv"]  # the first is the baseline
     assert settings["sds"] == (1, "uniform", "none", 1)
     assert settings["reuse"] == (4, "uniform", "none", 1)
-    assert settings["carv"] == (4, "importance", "render", 1)
+    assert settings["paper"] == settings["carv"] == (4, "importance", "render", 1)
+    assert methods["paper"].guidance.noise == "independent" and methods["carv"].guidance.noise == "antithetic"
+    assert list(dict(methods_of([("paper", methods["paper"])]))) == ["sds", "reuse", "carv"]
     assert plan.differing_key(methods["sds"], methods["carv"]) == "cameras.order: independent and sequence"
 
 
@@ -130,7 +132,7 @@ def timed(monkeypatch: pytest.MonkeyPatch) -> list[int]:
 
     def fake(configs: list[Config], *_: object) -> list[float]:
         calls.append(len(configs))
-        return [0.1, 0.15, 0.2][: len(configs)]
+        return [0.1, 0.15, 0.15, 0.2][: len(configs)]
 
     monkeypatch.setattr(plan, "seconds_per_step", fake)
     return calls
@@ -145,9 +147,9 @@ def planned(folder: Path, *overrides: str, prompts: tuple[str, ...] = ("a red co
 def test_budgets_are_equal(tmp_path: Path, timed: list[int]) -> None:
     """In time, or in teacher calls; and each method's config is there to be run again."""
     in_time = planned(tmp_path / "time")
-    assert [m.steps for m in in_time.methods] == [40, 27, 20]
+    assert [m.steps for m in in_time.methods] == [40, 27, 27, 20]
     in_calls = planned(tmp_path / "calls", "guidance.renders=2", equal="calls")
-    assert [m.steps for m in in_calls.methods] == [80, 20, 20]
+    assert [m.steps for m in in_calls.methods] == [80, 20, 20, 20]
     assert {m.steps * m.calls_per_step for m in in_calls.methods} == {160}
     written = load(tmp_path / "calls" / "sds.yaml")
     assert (written.training.steps, written.guidance.resamples, written.mesh.formats) == (80, 1, [])
@@ -158,7 +160,7 @@ def test_plan_is_kept_and_grows(tmp_path: Path, timed: list[int]) -> None:
     """Methods are timed once; more prompts and seeds are added."""
     first = planned(tmp_path)
     again = planned(tmp_path, prompts=("a blue cube", "a red cone"), seeds=3, jobs=2)
-    assert timed == [3]
+    assert timed == [4]
     assert again.methods == first.methods and again.threads == first.threads
     stored = json.loads((tmp_path / "plan.json").read_text())
     assert stored["prompts"] == ["a blue cube", "a red cone"] and stored["seeds"] == 3
@@ -287,7 +289,7 @@ def test_comparison_end_to_end(finished: tuple[Path, dict[str, object]]) -> None
     """Every run is an ordinary one, at equal time; figures and the page are there."""
     folder, figures = finished
     methods: list[dict[str, float]] = figures["methods"]  # type: ignore[assignment]
-    assert [row["name"] for row in methods] == ["sds", "reuse", "carv"]
+    assert [row["name"] for row in methods] == ["sds", "reuse", "paper", "carv"]
     assert figures["baseline"] == "sds" and figures["prompts"] == ["a red cone"] and figures["equal"] == "time"
     budget = methods[-1]["steps"] * methods[-1]["ms_per_step"]
     for row in methods:
@@ -301,9 +303,9 @@ def test_comparison_end_to_end(finished: tuple[Path, dict[str, object]]) -> None
 def test_page_holds_everything_itself(finished: tuple[Path, dict[str, object]]) -> None:
     folder, _ = finished
     page = (folder / "report.html").read_text()
-    assert all(f"<td>{name}</td>" in page for name in ("sds", "reuse", "carv"))
+    assert all(f"<td>{name}</td>" in page for name in ("sds", "reuse", "paper", "carv"))
     assert "one seed cannot tell" in page
-    assert page.count('src="data:video/mp4') == 3 and page.count('src="data:image/png') == 4  # and the true object
+    assert page.count('src="data:video/mp4') == 4 and page.count('src="data:image/png') == 5  # and the true object
     assert not re.search(r'(src|href)\s*=\s*["\']?(https?:|//|file:)', page)
     assert page.count("<svg") == 3 and len(page) < 2e6
 
@@ -318,7 +320,7 @@ def test_teacher_without_true_objects(tmp_path: Path, monkeypatch: pytest.Monkey
     assert carv3d("compare", *words, *where, "--equal", "calls")[0] == 0
     page = (tmp_path / "out" / "report.html").read_text()
     assert "Quality needs the built-in world for now" in page and "<svg" not in page
-    assert page.count('src="data:video/mp4') == 3 and page.count('src="data:image/png') == 3
+    assert page.count('src="data:video/mp4') == 4 and page.count('src="data:image/png') == 4
     kept = Run.open(tmp_path / "out" / "sds" / "a-dragon-seed0")
     assert kept.config.training.steps == 8 and len(kept.checkpoints.paths()) == 2  # no curve, so no more
 

@@ -43,7 +43,9 @@ def test_from_run_to_page(run: Path, capsys: pytest.CaptureFixture[str]) -> None
     settings = {(row["method"], row["R"], row["K"]) for row in found["rows"]}
     assert ("importance + stratified", 2, 4) in settings and len(settings) == 2 * (2 + 6)
     best = found["recommended"]
-    assert best["ecm"] == max(row["ecm"] for row in found["rows"])
+    top = max(found["rows"], key=lambda row: row["ecm"])
+    assert (best["method"], best["K"]) == (top["method"], top["K"])
+    assert best["R"] <= top["R"] and best["ecm_high"] >= top["ecm"]  # fewer renders, if they do as well
     overrides = best["setting"].split()
     guidance = load(find_config("shapes"), overrides).guidance
     assert (guidance.renders, guidance.resamples) == (best["R"], best["K"])

@@ -115,7 +115,7 @@ def compare(
     """Compare methods: plan, make what runs are missing, measure.
 
     Args:
-        configs: names and configs; one gives three methods, several one each.
+        configs: names and configs; see `methods_of`.
         prompt_file: see `read_prompts`.
         seeds: how many; 0 to seeds - 1.
         equal: "time" or "calls".

@@ -87,10 +87,10 @@ def knows_truth(config: Config) -> bool:
 
 
 def methods_of(configs: Sequence[tuple[str, Config]]) -> list[tuple[str, Config]]:
-    """Names and configs of the methods: three of one config, or one of each of several.
+    """Names and configs of the methods: up to four of one config, or one of each of several.
 
-    One config gives plain SDS, reuse of renders alone (K independent draws), and itself. The first two have
-    independent cameras, as the field's SDS has.
+    One config gives plain SDS, reuse of renders alone (K independent draws), the paper's method (with importance
+    and strata), and itself. All but itself have independent noise and cameras, as the paper and the field have.
 
     Raises:
         UserError: two of the same name, or configs that cannot be compared.
@@ -105,12 +105,15 @@ def methods_of(configs: Sequence[tuple[str, Config]]) -> list[tuple[str, Config]
                 f"{stem} has guidance.resamples=1, so that there is no reuse to compare; "
                 "give guidance.resamples=4, or several configs"
             )
-        sds, reuse = copy.deepcopy(config), copy.deepcopy(config)
+        sds, reuse, paper = (copy.deepcopy(config) for _ in range(3))
         sds.guidance.resamples = 1
         for other in (sds, reuse):
             other.guidance.proposal, other.guidance.strata = "uniform", "none"
+        paper.guidance.proposal, paper.guidance.strata = "importance", "render"
+        for other in (sds, reuse, paper):
             other.guidance.noise, other.cameras.order = "independent", "independent"
-        return [("sds", sds), ("reuse", reuse), ("carv", config)]
+        found = [("sds", sds), ("reuse", reuse), ("paper", paper), ("carv", config)]
+        return [row for row in found if row[0] == "carv" or row[1] != config]
     names = [name for name, _ in configs]
     if twice := [name for name in names if names.count(name) > 1]:
         raise UserError(f"two configs are named {twice[0]}, and a method is named by its file: rename one")

@@ -71,21 +71,30 @@ class Row:
 
 @dataclass(frozen=True)
 class Window:
-    """The variance of a moving average of steps with the recommended method, R = 1, at a frozen scene.
+    """The variance of a moving average of steps with one render each, at a frozen scene.
 
     Attributes:
         beta: the average's decay.
-        independent, sequence: by the cameras' order, as in the config's cameras section.
+        baseline: with plain SDS and independent cameras.
+        independent, sequence: with the recommended method, by the cameras' order, as in the config's cameras section.
+        signal: the squared norm of the mean gradient over all cameras; its estimate may be negative.
     """
 
     beta: float
+    baseline: float
     independent: float
     sequence: float
+    signal: float
 
     @property
     def ratio(self) -> float:
         """What the sequence leaves."""
         return self.sequence / self.independent
+
+    @property
+    def signal_to_noise(self) -> float:
+        """Of plain SDS, in power: how much of the average is gradient, to how much is noise."""
+        return max(self.signal, 0.0) / self.baseline
 
 
 @dataclass(frozen=True)
@@ -132,6 +141,11 @@ class NoiseReport:
     seconds: float
 
     @property
+    def noise_limited(self) -> bool | None:
+        """Whether noise outweighs the gradient in Adam's quick average under plain SDS; None if not measured."""
+        return self.windows[0].signal_to_noise < 1 if self.windows else None
+
+    @property
     def trusted(self) -> bool:
         """Whether all methods agree on the mean gradient."""
         return max(row.z for row in self.rows) < TRUSTED_Z
@@ -162,7 +176,11 @@ class NoiseReport:
                 "edges": self.edges.tolist(),
                 "norm": [None if np.isnan(x) else float(x) for x in self.norm],
             },
-            "windows": [asdict(window) | {"ratio": window.ratio} for window in self.windows],
+            "windows": [
+                asdict(window) | {"ratio": window.ratio, "signal_to_noise": window.signal_to_noise}
+                for window in self.windows
+            ],
+            "noise_limited": self.noise_limited,
             "trusted": self.trusted,
             "renders": self.renders,
             "seconds": self.seconds,
@@ -173,22 +191,27 @@ def _finite(x: float) -> float | None:
     return float(x) if np.isfinite(x) else None  # JSON has no other numbers
 
 
-def _windows(observed: Observation, within: float, between: float) -> list[Window]:
+def _windows(observed: Observation, between: float, of_one: float, of_best: float) -> list[Window]:
+    """From the parts of one step's variance: between, and within of plain SDS and of the recommended method."""
     if observed.gram is None:
         return []
+    gram, full_turn = observed.gram, observed.full_turn
     rng, found = torch.Generator().manual_seed(0), []
     for beta in BETAS:
         count = len(decay(beta))
         offsets = torch.rand(SEQUENCES, 2, generator=rng, dtype=torch.float64)
-        orders = {
-            "independent": torch.rand(SEQUENCES, count, 2, generator=rng, dtype=torch.float64),
-            "sequence": sequence_points(0, count, offsets),
+        free = torch.rand(SEQUENCES, count, 2, generator=rng, dtype=torch.float64)
+        cases = {
+            "baseline": (free, of_one),
+            "independent": (free, of_best),
+            "sequence": (sequence_points(0, count, offsets), of_best),
         }
         values = {
-            order: window_variance(observed.gram, *TABLE, observed.full_turn, points, beta, between, within)
-            for order, points in orders.items()
+            name: window_variance(gram, *TABLE, full_turn, points, beta, between, within)
+            for name, (points, within) in cases.items()
         }
-        found.append(Window(beta, **values))
+        # Every camera is as likely, so the mean gradient is the mean of the table's.
+        found.append(Window(beta, **values, signal=float(gram.mean())))
     return found
 
 
@@ -267,7 +290,7 @@ def report(observed: Observation, cost_ratio: float | None = None) -> NoiseRepor
         weight=observed.w,
         p=observed.p,
         moments=second_moments(edges, squared, observed.p, observed.w),
-        windows=_windows(observed, best.variance_within * best.R, best.variance_between * best.R),
+        windows=_windows(observed, of_views.value, of_draws.value, best.variance_within * best.R),
         detectable_bias=found.detectable_bias(),
         renders=len(found.seconds),
         seconds=observed.seconds,

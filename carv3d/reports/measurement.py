@@ -52,6 +52,17 @@ def lead(report: NoiseReport) -> str:
         )
     else:
         words.append("The view adds no variance that could be measured: more resamples of one render do best.")
+    if report.windows:
+        window = report.windows[0]
+        steps = round(1 / (1 - window.beta))
+        found = f"in Adam's average over some {steps} steps of plain SDS the gradient has {window.signal_to_noise:.2g} "
+        if report.noise_limited:
+            words.append(f"This run is limited by noise: {found}times the power of its noise.")
+        else:
+            words.append(
+                f"Noise is not what limits this run: {found}times the power of its noise, so that more steps may "
+                "do more for it than quieter ones."
+            )
     if report.renders < STEADY:
         words.append(f"Only {report.renders} renders were measured: give a larger budget before acting on this.")
     if report.trusted:
@@ -103,13 +114,19 @@ def page_of(report: NoiseReport, path: str, title: str, footer: str) -> Page:
     if report.windows:
         section = page.section("Cameras")
         section.text(
-            "Adam steps along moving averages of gradients. At a frozen scene, with the method above and one render a "
-            "step, cameras.order=sequence leaves so much of an average's variance under independent cameras:"
+            "Adam steps along moving averages of gradients. At a frozen scene, with one render a step, this is the "
+            "variance of such an average: of plain SDS, and of the method above under independent cameras and under "
+            "cameras.order=sequence."
         )
         orders = [
-            [f"{w.beta:g}", f"{w.independent:.3g}", f"{w.sequence:.3g}", f"{w.ratio:.2f}"] for w in report.windows
+            [f"{w.beta:g}", f"{w.signal_to_noise:.2g}", *(f"{v:.3g}" for v in (w.baseline, w.independent, w.sequence))]
+            for w in report.windows
         ]
-        section.table(Table(["decay of the average", "independent", "sequence", "ratio"], orders))
+        names = ["decay of the average", "signal to noise of SDS", "plain SDS", "independent", "sequence"]
+        section.table(
+            Table(names, orders),
+            "Signal to noise is the squared norm of the mean gradient over the variance of the average.",
+        )
     section = page.section("Can it be trusted?")
     worst = max(row.z for row in report.rows)
     section.text(
