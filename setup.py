@@ -44,6 +44,7 @@ setup(
         "numpy>=1.26",
         "omegaconf>=2.4",  # its dataclasses may have Literal fields
         "pillow>=10",
+        "psutil>=5.9",
         "pyyaml>=6",
         "rich>=13",
         "safetensors>=0.4.3",

@@ -416,19 +416,31 @@ def config(words: Words = None) -> None:
 
 
 @app.command()
-def doctor(as_json: AsJson = False) -> None:
-    """Say whether this machine has what carv3d needs. Exit code 2 if something is missing.
+def doctor(words: Words = None, as_json: AsJson = False) -> None:
+    """Say whether this machine has what carv3d needs, and what a config needs. Exit code 2 if something is missing.
 
-    Example: `carv3d doctor`
+    Of a config: the teacher's weights, their size and licence, and the memory that its steps take; nothing is
+    loaded or downloaded for it.
+
+    Example: `carv3d doctor`, `carv3d doctor sd21-base guidance.resamples=16`
     """
+    from rich.markup import escape
+
+    from carv3d.config import find_config, load, validate
     from carv3d.doctor import examine
 
-    findings = examine()
+    config = None
+    if words:
+        name, _, overrides = _sort_words(words)
+        config = load(find_config(name or _DEFAULT_CONFIG), overrides)
+        validate(config)
+    findings = examine(config)
     if as_json:
         print(json.dumps([finding.__dict__ for finding in findings]))
     else:
         for finding in findings:
-            _console.print(f"{'[green]ok[/]' if finding.ok else '[red]no[/]'}  {finding.what}: {finding.found}")
+            mark = "[green]ok[/]" if finding.ok else "[red]no[/]"
+            _console.print(f"{mark}  {finding.what}: {escape(finding.found)}", highlight=False, soft_wrap=True)
     if not all(finding.ok for finding in findings):
         raise typer.Exit(2)
 

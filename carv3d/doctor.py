@@ -9,12 +9,17 @@ from dataclasses import dataclass
 from importlib.metadata import PackageNotFoundError, version
 from pathlib import Path
 
+import psutil
 import torch
 
+from carv3d import build
+from carv3d.config import Config
+from carv3d.config.schema import DiffusersTeacher
 from carv3d.errors import UserError
 from carv3d.generation import cores
 from carv3d.runs.environment import cpu_name
-from carv3d.teachers import DiffusersTeacher
+from carv3d.teachers import DiffusersTeacher as Teacher
+from carv3d.teachers.weights import Remote, configs_of, licence_of, look
 
 _NEEDED_GB = 1.0  # a run takes some 50 MB; below this something else will fill the disk soon
 
@@ -28,8 +33,9 @@ class Finding:
     found: str
 
 
-def examine(output_dir: Path = Path("outputs")) -> list[Finding]:
-    """Look at Python, torch, devices, the built-in teacher, the video encoder and the disk."""
+def examine(config: Config | None = None) -> list[Finding]:
+    """Look at Python, torch, devices, the built-in teacher, the video encoder and the disk; and at a config's needs."""
+    output_dir = Path(config.output_dir if config else "outputs").expanduser()
     findings = [
         Finding("python", sys.version_info >= (3, 10), sys.version.split()[0]),
         Finding("torch", True, str(torch.__version__)),
@@ -38,14 +44,76 @@ def examine(output_dir: Path = Path("outputs")) -> list[Finding]:
         Finding("nerfacc", True, _installed("nerfacc")),
     ]
     try:
-        teacher = DiffusersTeacher()
-        count = sum(p.numel() for p in teacher.unet.parameters()) / 1e6
+        teacher = Teacher()
+        count = sum(p.numel() for p in teacher.family.network.parameters()) / 1e6
         findings.append(Finding("built-in teacher", True, f"loads, U-Net of {count:.1f} M parameters"))
     except UserError as error:
         findings.append(Finding("built-in teacher", False, str(error)))
     findings.append(_video())
     findings.append(_disk(output_dir))
+    if config is not None:
+        findings += _needs(config)
     return findings
+
+
+def _needs(config: Config) -> list[Finding]:
+    """Device, weights and memory of a config's run, without loading or downloading weights."""
+    try:
+        device = build.device(config)
+        found = [Finding("device", True, str(device))]
+    except UserError as error:
+        device, found = torch.device("cpu"), [Finding("device", False, str(error))]
+    section = config.teacher
+    if not isinstance(section, DiffusersTeacher):
+        return found
+    try:
+        half = section.dtype != "float32"
+        weights = look(section.path, revision=section.revision, mirrors=section.mirrors, half=half)
+    except UserError as error:
+        return [*found, Finding("weights", False, str(error))]
+    if isinstance(weights, Remote):
+        found.append(_remote(weights))
+        folder = configs_of(weights)
+    else:
+        folder, licence = weights.folder, licence_of(weights.folder) or "not stated"
+        found.append(Finding("weights", True, f"{weights.size() / 1e9:.2f} GB in {folder}; licence: {licence}"))
+    return [*found, _memory(folder, config, device)]
+
+
+def _remote(weights: Remote) -> Finding:
+    from huggingface_hub.constants import HF_HUB_CACHE
+
+    licence = weights.licence or "not stated"
+    what = f"{weights.id} at {weights.revision[:8]}, {weights.size / 1e9:.2f} GB; licence: {licence}"
+    if weights.here:
+        return Finding("weights", True, f"{what}; downloaded")
+    cache = Path(HF_HUB_CACHE)
+    free = shutil.disk_usage(next(folder for folder in [cache, *cache.parents] if folder.exists())).free
+    fits = free > weights.size
+    return Finding("weights", fits, f"{what}; to be downloaded to {cache}, which has {free / 1e9:.1f} GB free")
+
+
+def _memory(folder: Path, config: Config, device: torch.device) -> Finding:
+    from carv3d.teachers.requirements import memory_of
+
+    try:
+        memory = memory_of(folder, config)
+    except (UserError, OSError, ValueError, KeyError) as error:
+        return Finding("teacher's memory", False, f"cannot be told: {error}")
+    if device.type == "cuda":
+        free, where = torch.cuda.mem_get_info(device)[0], "on the GPU"
+    else:
+        free, where = psutil.virtual_memory().available, "of memory"
+    parts = " + ".join(
+        f"{size / 2**30:.2f} {name}"
+        for name, size in (("weights", memory.weights), ("encoding", memory.encode), ("denoising", memory.denoise))
+    )
+    guidance = config.guidance
+    what = (
+        f"{memory.peak / 2**30:.2f} GiB at R = {guidance.renders}, K = {guidance.resamples} ({parts}); the scene comes"
+    )
+    hint = "" if free > memory.peak else ": lower guidance.chunk or guidance.renders, or use teacher.dtype=float16"
+    return Finding("teacher's memory", free > memory.peak, f"{what} on top; {free / 2**30:.1f} GiB free {where}{hint}")
 
 
 def _cuda() -> str:

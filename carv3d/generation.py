@@ -155,16 +155,19 @@ class _Loop:
                 last = step == section.steps or stop
                 save = last or _every(section.checkpoint_every, step)
                 show = last or _every(section.preview_every, step)
-                if save or show or len(self.pending) == _FETCH_EVERY:
+                ask = _every(section.opinion_every, step)
+                if save or show or ask or len(self.pending) == _FETCH_EVERY:
                     now = time.perf_counter()
                     self.seconds, started = self.seconds + now - started, now
                     self._fetch()
                 if show:
                     self._preview(step)
+                if ask:
+                    results.write_opinion(trainer, self.run.previews / f"teacher_{step:06d}.png")
                 if save and step != saved:
                     self._save()
                     saved = step
-                if save or show:  # neither is training time
+                if save or show or ask:  # none is training time
                     started = time.perf_counter()
                 if stop:
                     raise KeyboardInterrupt

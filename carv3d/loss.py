@@ -8,6 +8,7 @@ loss.backward()
 from __future__ import annotations
 
 import copy
+import logging
 
 import torch
 from torch import Tensor
@@ -15,6 +16,8 @@ from torch import Tensor
 from carv3d.estimator import Estimate, estimate
 from carv3d.sampling import NoiseKind, ProposalKind, StrataKind, WeightingKind, proposal, sds_weight, uniform_pmf
 from carv3d.teachers.base import Teacher
+
+log = logging.getLogger(__name__)
 
 
 class Carv:
@@ -54,7 +57,7 @@ class Carv:
             weighting: w_SDS(t), see `carv3d.sampling.sds_weight`.
             scale: classifier-free guidance, `uncond + scale (cond - uncond)`.
             t_range: smallest and largest timestep, as fractions of the schedule; may be set again at any time.
-            chunk: most draws in one teacher call; 0 for all.
+            chunk: most draws in one teacher call; 0 for all. Halved, and kept so, where memory runs out.
             rng: used by calls that bring none; seeded with 0 if not given.
 
         Raises:
@@ -62,13 +65,13 @@ class Carv:
         """
         if resamples < 1:
             raise ValueError(f"resamples must be at least 1, got {resamples}")
-        device = teacher.schedule.alphas_cumprod.device
+        device = teacher.schedule.device
         self.teacher, self.resamples, self.scale, self.chunk = teacher, resamples, scale, chunk
         self.strata: StrataKind = strata
         self.noise: NoiseKind = noise
         self.rng = rng or torch.Generator(device).manual_seed(0)
         self._kind: ProposalKind = proposal
-        self.w = sds_weight(teacher.schedule.alphas_cumprod.cpu(), weighting)
+        self.w = sds_weight(teacher.schedule.alpha.cpu(), teacher.schedule.sigma.cpu(), weighting)
         self._w_device = self.w.to(device)
         self.t_range = t_range
 
@@ -114,7 +117,16 @@ class Carv:
         z = latents.detach()
 
         def residual(z: Tensor, t: Tensor, eps: Tensor, r: Tensor) -> Tensor:
-            return self.teacher.residual(z, t, eps, condition[r], self.scale)  # type: ignore[index]
+            try:
+                return self.teacher.residual(z, t, eps, condition[r], self.scale)  # type: ignore[index]
+            except torch.OutOfMemoryError:
+                if len(z) == 1:
+                    raise
+                self.chunk = (len(z) + 1) // 2
+                log.info("out of memory with %d draws in one teacher call: from now on %d", len(z), self.chunk)
+            torch.cuda.empty_cache()  # the draws are made already: in halves they are the same
+            parts = zip(*(x.split(self.chunk) for x in (z, t, eps, r)), strict=True)
+            return torch.cat([residual(*part) for part in parts])
 
         return estimate(
             z,

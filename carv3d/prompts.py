@@ -1,7 +1,8 @@
 """View-dependent prompts: the same words for every camera, plus where the camera stands.
 
 Poole et al., "DreamFusion" (arXiv 2209.14988), section 3.2, add such words to help a teacher that cannot be
-told the camera.
+told the camera. Perp-Neg (Armandpour et al., arXiv 2304.04968) goes on from there: words of neighbouring views are
+mixed, and what a view must not look like is subtracted.
 """
 
 from __future__ import annotations
@@ -12,6 +13,14 @@ import torch
 from torch import Tensor
 
 VIEWS = ("front view", "side view", "back view", "overhead view")
+_FRONT, _SIDE, _BACK, _OVERHEAD = range(len(VIEWS))
+
+# (a, b, c) of a negative's weight `-(a exp(-b r) + c)`, where r is the share of the nearer of the two mixed views.
+# Functional form from Perp-Neg's section 4.2, numbers as threestudio has them by default.
+_FRONT_OF_FRONT_SIDE = (4.0, 0.5, -2.426)
+_SIDE_OF_FRONT_SIDE = (4.0, 0.5, -2.426)
+_SIDE_OF_SIDE_BACK = (1.0, 0.5, -0.606)
+_FRONT_OF_SIDE_BACK = (1.0, 0.5, 0.967)
 
 
 @dataclass(frozen=True)
@@ -21,20 +30,56 @@ class ViewPrompts:
     Attributes:
         front, back: half-widths in degrees of the azimuths around 0 and around 180 that count as front, back.
         overhead: elevation in degrees above which every azimuth counts as overhead.
+        perp_neg: mix the words of neighbouring views by azimuth, and push away from others, as Perp-Neg does;
+            front and back do not matter then.
     """
 
     front: float = 45.0
     back: float = 45.0
     overhead: float = 60.0
+    perp_neg: bool = False
 
     def index(self, azimuth: Tensor, elevation: Tensor) -> Tensor:
         """(R,) indices into `VIEWS` of cameras at these angles in degrees, each (R,)."""
-        azimuth = (azimuth + 180.0) % 360.0 - 180.0
-        view = torch.ones_like(azimuth, dtype=torch.long)
-        view[azimuth.abs() < self.front] = 0
-        view[azimuth.abs() > 180.0 - self.back] = 2
-        view[elevation > self.overhead] = 3
+        azimuth = _wrapped(azimuth)
+        view = torch.full_like(azimuth, _SIDE, dtype=torch.long)
+        view[azimuth.abs() < self.front] = _FRONT
+        view[azimuth.abs() > 180.0 - self.back] = _BACK
+        view[elevation > self.overhead] = _OVERHEAD
         return view
+
+    def shares(self, azimuth: Tensor, elevation: Tensor) -> tuple[Tensor, Tensor, Tensor]:
+        """What each camera (R,) is told, as shares of the words of `VIEWS`.
+
+        Returns:
+            (R, 4) of the prompt; (R, B, 4) of the negatives; (R, B) their weights. B is 2 with Perp-Neg, else 0.
+        """
+        one = torch.eye(len(VIEWS), device=azimuth.device)
+        if not self.perp_neg:
+            cond = one[self.index(azimuth, elevation)]
+            return cond, cond.new_zeros(len(cond), 0, len(VIEWS)), cond.new_zeros(len(cond), 0)
+        turn = _wrapped(azimuth).abs().float() / 90
+        ahead, above = (turn < 1)[:, None], (elevation > self.overhead)[:, None]
+        of_front, of_side = (1 - turn)[:, None], (2 - turn)[:, None]
+        to_side = of_front * one[_FRONT] + (1 - of_front) * one[_SIDE]
+        to_back = of_side * one[_SIDE] + (1 - of_side) * one[_BACK]
+        cond = torch.where(above, one[_OVERHEAD], torch.where(ahead, to_side, to_back))
+        negatives = torch.stack([one[_FRONT], one[_SIDE]]).expand(len(cond), -1, -1)
+        weights = torch.where(
+            ahead,
+            torch.cat([_decay(_FRONT_OF_FRONT_SIDE, of_front), _decay(_SIDE_OF_FRONT_SIDE, 1 - of_front)], 1),
+            torch.cat([_decay(_FRONT_OF_SIDE_BACK, of_side), _decay(_SIDE_OF_SIDE_BACK, of_side)], 1),
+        )
+        return cond, negatives, torch.where(above, 0.0, weights)
+
+
+def _wrapped(azimuth: Tensor) -> Tensor:
+    return (azimuth + 180.0) % 360.0 - 180.0
+
+
+def _decay(numbers: tuple[float, float, float], share: Tensor) -> Tensor:
+    a, b, c = numbers
+    return -(a * torch.exp(-b * share) + c)
 
 
 def with_views(prompt: str) -> list[str]:

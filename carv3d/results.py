@@ -17,6 +17,8 @@ from carv3d.mesh import Mesh, bake_texture, extract, save
 from carv3d.renderers import VolumeRenderer
 from carv3d.runs import disk_errors
 from carv3d.scenes import Scene
+from carv3d.teachers.opinion import opinion
+from carv3d.training import Trainer
 
 Progress = Callable[[int, int], None]
 _RAYS = 2**16  # a call's memory: rays x samples x channels, forward only
@@ -51,6 +53,16 @@ def write_preview(scene: Scene, renderer: VolumeRenderer, sampler: CameraSampler
     cameras = _around(sampler, 4, 15.0, sampler.height)
     rgb, _, _ = render_views(scene, renderer, cameras)
     write_png(sheet(F.interpolate(rgb, scale_factor=2, mode="bilinear"), 4), path)
+
+
+def write_opinion(trainer: Trainer, path: Path) -> None:
+    """What the teacher says of the scene's front at several timesteps; see `carv3d.teachers.opinion`."""
+    rng = torch.Generator(trainer.device).manual_seed(0)  # the run's own draws go on as if it had not been
+    sampler = trainer.sampler
+    with torch.no_grad():
+        _, z, condition = trainer.look(_around(sampler, 1, 15.0, sampler.height), rng)
+    pictures, columns = opinion(trainer.teacher, z, condition, trainer.carv.p, trainer.carv.scale, rng)
+    write_png(sheet(pictures, columns), path)
 
 
 def write_contact_sheet(

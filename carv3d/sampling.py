@@ -16,24 +16,28 @@ from torch import Tensor
 ProposalKind = Literal["uniform", "importance"]
 StrataKind = Literal["none", "render", "global"]
 NoiseKind = Literal["independent", "antithetic", "zero_sum"]
-WeightingKind = Literal["sds", "uniform", "fantasia3d"]
+WeightingKind = Literal["sds", "uniform", "fantasia3d", "velocity"]
 
 
-def sds_weight(alphas_cumprod: Tensor, kind: WeightingKind) -> Tensor:
-    """w_SDS(t) of the weightings in use, (T,) float64, for a schedule with `alpha_t^2 = alphas_cumprod[t]`.
+def sds_weight(alpha: Tensor, sigma: Tensor, kind: WeightingKind) -> Tensor:
+    """w_SDS(t) of the weightings in use, (T,) float64, for noise schedules alpha_t, sigma_t (T,).
 
     "sds" is `sigma_t^2` (DreamFusion, as threestudio has it), "uniform" is 1, "fantasia3d" is
-    `alpha_t sigma_t^2` (Fantasia3D, arXiv 2303.13873).
+    `alpha_t sigma_t^2` (Fantasia3D, arXiv 2303.13873). "velocity" is `1 / alpha_t`: for flow matching, whose noise
+    residual is alpha_t times that of the velocity `eps - z`, it gives the velocity's residual weight 1 (Yang et al.,
+    "Text-to-Image Rectified Flow as Plug-and-Play Priors", arXiv 2406.03293); 0 where alpha_t is 0.
     """
-    a = alphas_cumprod.double()
+    a, s = alpha.double(), sigma.double()
     match kind:
         case "sds":
-            return 1 - a
+            return s**2
         case "uniform":
             return torch.ones_like(a)
         case "fantasia3d":
-            return a.sqrt() * (1 - a)
-    raise ValueError(f"unknown weighting {kind!r}: use 'sds', 'uniform' or 'fantasia3d'")
+            return a * s**2
+        case "velocity":
+            return torch.where(a > 0, 1 / a, 0.0)
+    raise ValueError(f"unknown weighting {kind!r}: use 'sds', 'uniform', 'fantasia3d' or 'velocity'")
 
 
 def uniform_pmf(timesteps: int, t_min: int, t_max: int) -> Tensor:

@@ -46,8 +46,7 @@ def main() -> None:
     right, mse, rows, missed = 0, 0.0, [], []
     for thing in things:
         condition = teacher.condition(thing.caption, cameras)
-        latent = teacher.unet.config
-        shape = (len(cameras), latent.in_channels, latent.sample_size, latent.sample_size)
+        shape = (len(cameras), *teacher.latent_shape)
         pictures = teacher.decode(ddim_sample(teacher, condition, shape, rng, scale=options.scale, steps=options.steps))
         errors = (truths - pictures).square().mean((2, 3, 4))  # (things, cameras)
         nearest = errors.argmin(0)

@@ -15,8 +15,8 @@ import trimesh
 
 from carv3d import cli, images
 from carv3d.runs import disk_errors
-from carv3d.teachers.diffusers_pipeline import BUILTIN
-from tests.test_teachers import make_pipeline
+from carv3d.teachers.weights import BUILTIN
+from tests.pipelines import make_pipeline
 
 QUICK = [
     "teacher.type=exact",

@@ -32,8 +32,8 @@ from carv3d.evaluation import Judge
 from carv3d.generation import generate
 from carv3d.runs import Run
 from carv3d.shapes import parse
+from tests.pipelines import make_pipeline
 from tests.test_cli import carv3d
-from tests.test_teachers import make_pipeline
 
 TINY = [
     *("teacher.type=exact", "teacher.views=20", "teacher.neighbours=4", "device=cpu", "threads=1"),

@@ -54,7 +54,7 @@ def replicates(
 def test_unbiased(teacher: TwoPointTeacher, z: Tensor, kind: str, strata: str, K: int, noise: str) -> None:
     """The mean of 3,000 estimates meets the integral on every coordinate and on 8 random projections: |z| < 4."""
     found = replicates(teacher, z, 3000, seed=K, proposal=kind, strata=strata, resamples=K, noise=noise)
-    p, w = uniform_pmf(1000, 20, 980), sds_weight(teacher.schedule.alphas_cumprod, "sds")
+    p, w = uniform_pmf(1000, 20, 980), sds_weight(teacher.schedule.alpha, teacher.schedule.sigma, "sds")
     exact = teacher.expectation(z, p, w).flatten()
     g = torch.Generator().manual_seed(3)
     directions = torch.cat([torch.eye(4, dtype=torch.float64), torch.randn(8, 4, generator=g, dtype=torch.float64)])
@@ -69,7 +69,7 @@ def test_the_unbiasedness_test_would_see_a_bias(teacher: TwoPointTeacher, z: Ten
     rng = torch.Generator().manual_seed(0)
     found = carv.estimate(z.expand(12_000, *SHAPE), teacher.rows(12_000), rng)
     spoilt = found.fbar.flatten(1) / found.ratio.mean(1, keepdim=True)
-    p, w = uniform_pmf(1000, 20, 980), sds_weight(teacher.schedule.alphas_cumprod, "sds")
+    p, w = uniform_pmf(1000, 20, 980), sds_weight(teacher.schedule.alpha, teacher.schedule.sigma, "sds")
     errors = spoilt - teacher.expectation(z, p, w).flatten()
     assert ((errors.mean(0) / (errors.std(0) / len(errors) ** 0.5)).abs() > 4).any()
 
@@ -97,7 +97,7 @@ def test_global_strata_help_where_there_is_one_resample(teacher: TwoPointTeacher
 def test_importance_varies_less_where_the_residual_is_flat() -> None:
     """For |r| alike at every t, Var_q of (p/q) w r is least for q proportional to p w (Cauchy-Schwarz)."""
     g = torch.Generator().manual_seed(0)
-    p, w = uniform_pmf(1000, 20, 980), sds_weight(torch.linspace(0.99, 0.01, 1000), "sds")
+    p, w = uniform_pmf(1000, 20, 980), torch.linspace(0.01, 0.99, 1000, dtype=torch.float64)
     z = torch.zeros(20_000, 3)
 
     def flat(z: Tensor, t: Tensor, eps: Tensor, r: Tensor) -> Tensor:
@@ -165,7 +165,7 @@ def test_plain_sds_is_one_resample_and_the_uniform_proposal(teacher: TwoPointTea
     torch.rand(1, 1, generator=rng, dtype=torch.float64)
     eps = torch.randn((1, *SHAPE), generator=rng, dtype=torch.float64)
     t = found.t[0]
-    expected = (1 - teacher.schedule.alphas_cumprod[t]) * teacher.residual(z[None], t, eps, teacher.rows(1), 1.0)
+    expected = teacher.schedule.sigma[t] ** 2 * teacher.residual(z[None], t, eps, teacher.rows(1), 1.0)
     torch.testing.assert_close(found.fbar, expected.view_as(found.fbar))
 
 

@@ -11,7 +11,8 @@ from torch import Tensor
 from carv3d.sampling import Proposal, noise, proposal, sds_weight, strata, uniform_pmf
 from carv3d.teachers import NoiseSchedule
 
-ALPHAS = NoiseSchedule.of_betas("scaled_linear", 0.00085, 0.012, 1000).alphas_cumprod
+SCHEDULE = NoiseSchedule.of_betas("scaled_linear", 0.00085, 0.012, 1000)
+ALPHAS = SCHEDULE.alpha, SCHEDULE.sigma
 KINDS = ["none", "render", "global"]
 
 
@@ -49,7 +50,7 @@ def test_icdf_inverts_the_cdf(q: Tensor, u: float) -> None:
 def test_draws_follow_the_proposal() -> None:
     """Chi-square of 200,000 draws over 961 bins against q; 4 standard deviations of the statistic."""
     p = uniform_pmf(1000, 20, 980)
-    found = proposal(p, sds_weight(ALPHAS, "sds"), "importance")
+    found = proposal(p, sds_weight(*ALPHAS, "sds"), "importance")
     draws = 200_000
     t = found.icdf(strata(draws, 1, "none", rng()).flatten())
     counts, expected = torch.bincount(t, minlength=1000)[20:981], draws * found.q[20:981]
@@ -60,14 +61,14 @@ def test_draws_follow_the_proposal() -> None:
 @pytest.mark.parametrize("weighting", ["sds", "uniform", "fantasia3d"])
 def test_importance_makes_the_weighted_ratio_constant(weighting: str) -> None:
     """With q proportional to p w, (p/q) w is the same for every t: the average is a plain mean of residuals."""
-    p, w = uniform_pmf(1000, 20, 980), sds_weight(ALPHAS, weighting)  # type: ignore[arg-type]
+    p, w = uniform_pmf(1000, 20, 980), sds_weight(*ALPHAS, weighting)  # type: ignore[arg-type]
     product = (proposal(p, w, "importance").ratio * w)[20:981]
     torch.testing.assert_close(product, product.mean().expand_as(product), rtol=1e-12, atol=0)
 
 
 def test_ratio_is_p_over_q_and_not_self_normalised() -> None:
     """E_q[p/q] = 1 exactly, and each ratio is the plain quotient."""
-    p, w = uniform_pmf(1000, 100, 700), sds_weight(ALPHAS, "sds")
+    p, w = uniform_pmf(1000, 100, 700), sds_weight(*ALPHAS, "sds")
     found = proposal(p, w, "importance")
     assert float((found.q * found.ratio).sum()) == pytest.approx(1, abs=1e-12)
     assert float(found.ratio[300]) == pytest.approx(float(p[300] / ((p * w) / (p * w).sum())[300]), rel=1e-12)
@@ -144,4 +145,4 @@ def test_range_outside_the_schedule_is_refused(t_min: int, t_max: int) -> None:
 
 def test_schedule_is_exact_where_half_precision_is_not() -> None:
     """1 - alphas_cumprod at t = 0 is beta_start; float16 would be 15 % off."""
-    assert float(sds_weight(ALPHAS, "sds")[0]) == pytest.approx(0.00085, rel=1e-12)
+    assert float(sds_weight(*ALPHAS, "sds")[0]) == pytest.approx(0.00085, rel=1e-12)

@@ -8,15 +8,8 @@ from pathlib import Path
 
 import pytest
 import torch
-from diffusers import (
-    AutoencoderKL,
-    DDIMScheduler,
-    DDPMScheduler,
-    StableDiffusionPipeline,
-    UNet2DConditionModel,
-)
+from diffusers import DDIMScheduler, DDPMScheduler, FlowMatchEulerDiscreteScheduler
 from safetensors.torch import load_file, save_file
-from transformers import CLIPTextConfig, CLIPTextModel, CLIPTokenizer
 
 from carv3d.cameras import Cameras
 from carv3d.errors import UserError
@@ -24,76 +17,8 @@ from carv3d.prompts import ViewPrompts
 from carv3d.shapes import Thing, reference
 from carv3d.teachers import DiffusersTeacher, ExactTeacher, NoiseSchedule
 from carv3d.teachers.camera_conditioning import camera_vector
-from carv3d.teachers.diffusers_pipeline import BUILTIN
-
-
-def make_pipeline(folder: Path, *, camera: bool, prediction: str = "epsilon") -> Path:
-    """A pipeline of Stable Diffusion's classes with random weights, a few thousand of them."""
-    torch.manual_seed(0)
-    channels = (8, 16)
-    vae = AutoencoderKL(
-        down_block_types=("DownEncoderBlock2D",) * 2,
-        up_block_types=("UpDecoderBlock2D",) * 2,
-        block_out_channels=channels,
-        norm_num_groups=4,
-        scaling_factor=0.5,
-        sample_size=16,
-    )
-    embedding = {"class_embed_type": "projection", "projection_class_embeddings_input_dim": 4} if camera else {}
-    unet = UNet2DConditionModel(
-        sample_size=8,
-        block_out_channels=channels,
-        layers_per_block=1,
-        down_block_types=("DownBlock2D", "CrossAttnDownBlock2D"),
-        up_block_types=("CrossAttnUpBlock2D", "UpBlock2D"),
-        cross_attention_dim=8,
-        attention_head_dim=2,
-        norm_num_groups=4,
-        **embedding,
-    )
-    tokenizer = CLIPTokenizer(
-        vocab={
-            "<|startoftext|>": 0,
-            "<|endoftext|>": 1,
-            "a</w>": 2,
-            "view</w>": 3,
-            "front</w>": 4,
-            ",</w>": 5,
-        },
-        merges=[],
-        model_max_length=8,
-    )
-    text = CLIPTextModel(
-        CLIPTextConfig(
-            vocab_size=8,
-            hidden_size=8,
-            intermediate_size=16,
-            num_hidden_layers=1,
-            num_attention_heads=2,
-            max_position_embeddings=8,
-            bos_token_id=0,
-            eos_token_id=1,
-        )
-    )
-    scheduler = DDIMScheduler(
-        beta_start=0.00085,
-        beta_end=0.012,
-        beta_schedule="scaled_linear",
-        prediction_type=prediction,
-        clip_sample=False,
-        steps_offset=1,
-    )
-    StableDiffusionPipeline(
-        vae=vae,
-        text_encoder=text,
-        tokenizer=tokenizer,
-        unet=unet,
-        scheduler=scheduler,
-        safety_checker=None,
-        feature_extractor=None,
-        requires_safety_checker=False,
-    ).save_pretrained(folder)
-    return folder
+from carv3d.teachers.weights import BUILTIN
+from tests.pipelines import make_pipeline
 
 
 @pytest.fixture(scope="module")
@@ -111,18 +36,31 @@ def cameras() -> Cameras:
     return Cameras.look_at_origin(torch.tensor([0.0, 90.0, 180.0, 10.0]), torch.tensor([0.0, 0.0, 0.0, 75.0]))
 
 
+CAMERA = Cameras.look_at_origin(torch.tensor([0.0]), torch.tensor([10.0]))
+
+
 def draws(teacher: DiffusersTeacher, count: int) -> tuple[torch.Tensor, torch.Tensor, torch.Tensor]:
     g = torch.Generator().manual_seed(0)
     z = torch.randn(count, 4, 8, 8, generator=g)
     return z, torch.tensor([20, 300, 700, 980])[:count], torch.randn(z.shape, generator=g)
 
 
-def test_schedule_agrees_with_diffusers_and_is_double() -> None:
+@pytest.mark.parametrize("kind", ["scaled_linear", "linear", "squaredcos_cap_v2"])
+def test_schedule_agrees_with_diffusers_and_is_double(kind: str) -> None:
     """The same betas; theirs is float32."""
-    ours = NoiseSchedule.of_betas("scaled_linear", 0.00085, 0.012, 1000).alphas_cumprod
-    theirs = DDPMScheduler(beta_start=0.00085, beta_end=0.012, beta_schedule="scaled_linear").alphas_cumprod
-    assert ours.dtype == torch.float64
-    torch.testing.assert_close(ours.float(), theirs, rtol=2e-5, atol=0)
+    ours = NoiseSchedule.of_betas(kind, 0.00085, 0.012, 1000)
+    theirs = DDPMScheduler(beta_start=0.00085, beta_end=0.012, beta_schedule=kind).alphas_cumprod
+    assert ours.alpha.dtype == ours.sigma.dtype == torch.float64
+    torch.testing.assert_close((ours.alpha**2).float(), theirs, rtol=2e-4, atol=1e-9)
+    torch.testing.assert_close(ours.alpha**2 + ours.sigma**2, torch.ones(1000, dtype=torch.float64))
+
+
+def test_flow_schedule_agrees_with_diffusers() -> None:
+    """Sigmas, and what the network is told of them, in our order: from clean to noise."""
+    ours, theirs = NoiseSchedule.of_flow(3.0, 1000), FlowMatchEulerDiscreteScheduler(shift=3.0)
+    torch.testing.assert_close(ours.sigma.float(), theirs.sigmas.flip(0))
+    torch.testing.assert_close(ours.times, theirs.timesteps.flip(0))
+    torch.testing.assert_close(ours.alpha + ours.sigma, torch.ones(1000, dtype=torch.float64))
 
 
 def test_velocity_and_epsilon_residuals_agree_with_diffusers(
@@ -138,7 +76,8 @@ def test_velocity_and_epsilon_residuals_agree_with_diffusers(
         scheduler.set_timesteps(1000)
         z_t = scheduler.add_noise(z, eps, t)
         with torch.no_grad():
-            output = teacher.unet(z_t, t, condition.text, class_labels=condition.camera).sample
+            words = condition.mixed(condition.cond)["text"]
+            output = teacher.family.network(z_t, t, words, class_labels=condition.camera).sample
         for i in range(4):
             clean = scheduler.step(output[i : i + 1], int(t[i]), z_t[i : i + 1]).pred_original_sample
             a = scheduler.alphas_cumprod[t[i]]
@@ -177,12 +116,37 @@ def test_view_words_follow_the_camera(cameras: Cameras) -> None:
     assert views.index(cameras.azimuth + 360, cameras.elevation).tolist() == [0, 1, 2, 3]
 
 
-def test_text_embeddings_are_computed_once(pipeline: Path, cameras: Cameras, monkeypatch: pytest.MonkeyPatch) -> None:
-    """Every step asks for a condition; the text encoder must not run in it."""
+def test_text_embeddings_are_computed_once(
+    pipeline: Path, cameras: Cameras, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    """Every step asks for a condition; text encoders run before the first, and never again for the same text."""
+    monkeypatch.setenv("CARV3D_CACHE", str(tmp_path))
     teacher = DiffusersTeacher(pipeline)
     first = teacher.condition("a", cameras)
-    monkeypatch.setattr(teacher.text_encoder, "forward", lambda *_: pytest.fail("encoded again"))
-    torch.testing.assert_close(teacher.condition("a", cameras).text, first.text)
+    for later in (teacher, DiffusersTeacher(pipeline)):  # the second reads what the first left on disk
+        monkeypatch.setattr(later.family, "embed", lambda *_: pytest.fail("encoded again"))
+        torch.testing.assert_close(later.condition("a", cameras).words, first.words)
+    half = DiffusersTeacher(pipeline, dtype=torch.bfloat16)  # which is another text's file
+    assert half.condition("a", cameras).words["text"].dtype == torch.bfloat16
+    next((tmp_path / "text").glob("*.safetensors")).write_bytes(b"nonsense")
+    torch.testing.assert_close(DiffusersTeacher(pipeline).condition("a", cameras).words, first.words)
+
+
+def test_text_cache_follows_the_weights(
+    pipeline: Path, cameras: Cameras, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    """Another text encoder in the same folder is not answered for by the old one's file; no cache leaves no file."""
+    monkeypatch.setenv("CARV3D_CACHE", str(tmp_path / "cache"))
+    folder = tmp_path / "teacher"
+    shutil.copytree(pipeline, folder)
+    first = DiffusersTeacher(folder).condition("a", cameras).words["text"]
+    path = next((folder / "text_encoder").glob("*.safetensors"))
+    save_file({k: v * 2 for k, v in load_file(path).items()}, path, metadata={"format": "pt"})
+    second = DiffusersTeacher(folder).condition("a", cameras).words["text"]
+    assert not torch.allclose(first, second)
+    count = len(list((tmp_path / "cache").rglob("*.*")))
+    DiffusersTeacher(folder, cache_text=False).condition("a view", cameras)
+    assert len(list((tmp_path / "cache").rglob("*.*"))) == count
 
 
 def test_encode_is_differentiable_scaled_and_resizes(pipeline: Path) -> None:
@@ -194,7 +158,7 @@ def test_encode_is_differentiable_scaled_and_resizes(pipeline: Path) -> None:
     z.sum().backward()
     assert z.shape == (2, 4, 8, 8) and rgb.grad is not None and rgb.grad.abs().sum() > 0
     small = torch.rand(1, 3, 16, 16)
-    mean = teacher.vae.encode(small * 2 - 1).latent_dist.mean
+    mean = teacher.family.vae.encode(small * 2 - 1).latent_dist.mean
     torch.testing.assert_close(teacher.encode(small), mean * 0.5)
     sampling = DiffusersTeacher(pipeline, posterior="sample")
     one, two = (sampling.encode(small, torch.Generator().manual_seed(s)) for s in (0, 1))
@@ -207,8 +171,7 @@ def test_camera_is_told_only_to_networks_that_take_it(pipeline: Path, camera_pip
     told = DiffusersTeacher(camera_pipeline)
     assert told.takes_camera
     torch.testing.assert_close(told.condition("a", cameras).camera, camera_vector(cameras.azimuth, cameras.elevation))
-    hidden = DiffusersTeacher(camera_pipeline, camera="none").condition("a", cameras).camera
-    assert hidden is not None and not hidden.any()
+    assert DiffusersTeacher(camera_pipeline, camera="none").condition("a", cameras).camera is None
     with pytest.raises(UserError, match=r"teacher\.camera=none"):
         DiffusersTeacher(pipeline, camera="vector")
 
@@ -234,6 +197,10 @@ def test_half_precision_teacher_gives_nearly_the_same(pipeline: Path, cameras: C
         (lambda f: next((f / "unet").glob("*.safetensors")).unlink(), "unet holds no .safetensors"),
         (lambda f: next((f / "vae").glob("*.safetensors")).write_bytes(b"nonsense"), "cannot be read"),
         (lambda f: next((f / "text_encoder").glob("*.safetensors")).write_bytes(b""), "cannot be read"),
+        (lambda f: next((f / "unet").glob("*.safetensors")).rename(f / "unet" / "model.bin"), "can run any code"),
+        (lambda f: shutil.rmtree(f / "scheduler"), "has no scheduler"),
+        (lambda f: (f / "model_index.json").write_text('{"_class_name": "PixArt"}'), "PixArt, which is not known"),
+        (lambda f: (f / "model_index.json").write_text("{"), "model_index.json cannot be read"),
     ],
 )
 def test_weights_that_cannot_be_loaded_are_one_line(pipeline: Path, tmp_path: Path, spoil, message: str) -> None:  # type: ignore[no-untyped-def]
@@ -242,7 +209,7 @@ def test_weights_that_cannot_be_loaded_are_one_line(pipeline: Path, tmp_path: Pa
     shutil.copytree(pipeline, folder)
     spoil(folder)
     with pytest.raises(UserError, match=message) as caught:
-        DiffusersTeacher(folder)
+        DiffusersTeacher(folder, cache_text=False).condition("a", CAMERA)
     assert "\n" not in str(caught.value)
 
 
@@ -258,7 +225,7 @@ def test_weights_that_lack_a_tensor_are_refused(pipeline: Path, tmp_path: Path) 
         DiffusersTeacher(folder)
 
 
-@pytest.mark.parametrize("change", [{"beta_schedule": "squaredcos_cap_v2"}, {"rescale_betas_zero_snr": True}])
+@pytest.mark.parametrize("change", [{"beta_schedule": "sigmoid"}, {"rescale_betas_zero_snr": True}])
 def test_schedules_that_it_cannot_follow_are_refused(pipeline: Path, tmp_path: Path, change: dict[str, object]) -> None:
     """A wrong schedule would train towards nothing, in silence."""
     folder = tmp_path / "teacher"

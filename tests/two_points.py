@@ -51,7 +51,7 @@ class TwoPointTeacher:
         apart, flat = second - first, z.double().flatten()
         total = torch.zeros_like(flat)
         for t in p.nonzero()[:, 0].tolist():
-            a2 = self.schedule.alphas_cumprod[t]
+            a2 = self.schedule.alpha[t] ** 2
             alpha, sigma = a2.sqrt(), (1 - a2).sqrt()
             along = alpha * (flat @ apart) + sigma * apart.norm() * g
             logit = (

@@ -29,7 +29,7 @@ EQUAL = ("time", "calls")
 # Keys that neither change what a run learns nor how fast: runs that differ in them may be compared.
 _BOOK_KEEPING = (
     *("prompt", "seed", "device", "threads", "output_dir", "force", "mesh", "turntable"),
-    *("training.preview_every", "training.checkpoint_every", "training.keep_checkpoints"),
+    *("training.preview_every", "training.opinion_every", "training.checkpoint_every", "training.keep_checkpoints"),
 )
 
 
@@ -249,7 +249,7 @@ def _run_config(config: Config, steps: int, device: torch.device, threads: int) 
     """The config of a method's runs: its share of the budget, checkpoints for the curve, no mesh."""
     found = copy.deepcopy(config)
     found.prompt, found.seed, found.device, found.threads = "", 0, str(device), threads
-    found.training.steps, found.training.preview_every = steps, 0
+    found.training.steps, found.training.preview_every, found.training.opinion_every = steps, 0, 0
     found.training.checkpoint_every = _every(steps)
     if knows_truth(config):  # otherwise there is no curve to measure, and a checkpoint may be large
         found.training.keep_checkpoints = 1000

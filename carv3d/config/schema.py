@@ -35,15 +35,22 @@ def constant(value: float) -> Ramp:
 
 @dataclass
 class DiffusersTeacher:
-    """A Stable-Diffusion-style diffusers pipeline folder."""
+    """A diffusers pipeline: Stable Diffusion 1, 2, XL, 3, DeepFloyd IF."""
 
     type: Literal["diffusers"] = "diffusers"
-    path: str = "builtin"  # a pipeline folder, a hub id, or "builtin" for the teacher that ships with carv3d
+    path: str = "builtin"  # a pipeline folder, a .safetensors file, a hub id, or "builtin" for the one in carv3d
+    revision: str = ""  # of a hub id: a branch, tag or commit
+    mirrors: list[str] = field(default_factory=list)  # tried in order where path does not exist
+    allow_pickle: bool = False  # take pickled .bin weights, which can run any code
     dtype: Literal["float32", "float16", "bfloat16"] = "float32"  # of the frozen networks
     posterior: Literal["mode", "sample"] = "mode"  # which latent of the encoder's posterior is used
     camera: Literal["auto", "vector", "none"] = "auto"  # vector: tell the network the camera; auto: if it can
     view_words: bool = True  # append ", front view" and the like to the prompt
     image_size: int = 0  # pixels, renders are resized to it before encoding; 0: as the teacher was trained
+    cache_text: bool = True  # keep what prompts are encoded to, so that text encoders are not loaded again
+    channels_last: bool = False  # lay out the denoiser's convolutions so; may be quicker on a GPU in half precision
+    compile: bool = False  # the denoiser by torch.compile: minutes at the start, quicker steps
+    lean: bool = False  # attention and pictures in slices: slower, for small cards
 
 
 @dataclass
@@ -106,6 +113,7 @@ class Views:
     front: float = 45.0  # degrees around azimuth 0
     back: float = 45.0  # degrees around azimuth 180
     overhead: float = 60.0  # degrees of elevation above which a view is overhead
+    perp_neg: bool = False  # Perp-Neg: mix neighbouring views' words, push away from others; twice the teacher calls
 
 
 @dataclass
@@ -128,7 +136,7 @@ class Guidance:
     proposal: Literal["uniform", "importance"] = "importance"  # importance: q(t) proportional to p(t) w(t)
     strata: Literal["none", "render", "global"] = "render"  # render: K strata a render; global: R*K a step
     noise: Literal["independent", "antithetic", "zero_sum"] = "antithetic"  # of the K resamples of a render
-    weighting: Literal["sds", "uniform", "fantasia3d"] = "sds"  # w_SDS(t)
+    weighting: Literal["sds", "uniform", "fantasia3d", "velocity"] = "sds"  # w_SDS(t); velocity: for flows
     scale: float = 3.0  # classifier-free guidance: uncond + scale (cond - uncond); 1 is the conditional model
     t_min: Ramp = field(default_factory=lambda: constant(0.02))  # smallest timestep, fraction of the schedule
     t_max: Ramp = field(default_factory=lambda: constant(0.98))  # largest timestep, fraction of the schedule
@@ -160,6 +168,7 @@ class Training:
 
     steps: int = 600
     preview_every: int = 100  # steps; 0: never
+    opinion_every: int = 0  # steps; what the teacher says of a render, at several noise levels; 0: never
     checkpoint_every: int = 100  # steps; 0: only at the end
     keep_checkpoints: int = 2  # newest ones to keep
 

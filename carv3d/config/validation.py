@@ -171,7 +171,7 @@ def _training(config: schema.Config) -> Iterator[_Rule]:
     for key in (f.name for f in fields(config.regularisers)):
         weight = getattr(config.regularisers, key)
         yield f"regularisers.{key}", weight, min(weight.first, weight.last) >= 0, "at least 0"
-    yield from _at_least(config.training, "training", steps=1, preview_every=0, checkpoint_every=0)
+    yield from _at_least(config.training, "training", steps=1, preview_every=0, opinion_every=0, checkpoint_every=0)
     yield from _at_least(config.training, "training", keep_checkpoints=1)
 
 

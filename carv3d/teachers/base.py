@@ -2,47 +2,13 @@
 
 from __future__ import annotations
 
-from dataclasses import dataclass
 from typing import Any, Protocol
 
 import torch
 from torch import Tensor
 
 from carv3d.cameras import Cameras
-
-
-@dataclass(frozen=True)
-class NoiseSchedule:
-    """`z_t = alpha_t z + sigma_t eps` with `alpha_t^2 + sigma_t^2 = 1` on T discrete timesteps.
-
-    Attributes:
-        alphas_cumprod: (T,) float64, alpha_t^2, decreasing.
-    """
-
-    alphas_cumprod: Tensor
-
-    @classmethod
-    def of_betas(cls, kind: str, start: float, end: float, timesteps: int) -> NoiseSchedule:
-        """diffusers' "linear" and "scaled_linear" schedules, computed in float64."""
-        if kind == "scaled_linear":
-            betas = torch.linspace(start**0.5, end**0.5, timesteps, dtype=torch.float64) ** 2
-        elif kind == "linear":
-            betas = torch.linspace(start, end, timesteps, dtype=torch.float64)
-        else:
-            raise ValueError(f"unknown beta schedule {kind!r}: 'linear' and 'scaled_linear' are known")
-        return cls((1 - betas).cumprod(0))
-
-    def __len__(self) -> int:
-        return len(self.alphas_cumprod)
-
-    def at(self, t: Tensor, like: Tensor) -> tuple[Tensor, Tensor]:
-        """alpha_t and sigma_t for timesteps t (N,), shaped (N, 1, ...) to multiply `like` (N, ...)."""
-        a = self.alphas_cumprod[t].view(-1, *[1] * (like.ndim - 1))
-        return a.sqrt().to(like.dtype), (1 - a).sqrt().to(like.dtype)
-
-    def to(self, device: torch.device | str) -> NoiseSchedule:
-        """The same schedule on another device."""
-        return NoiseSchedule(self.alphas_cumprod.to(device))
+from carv3d.teachers.schedule import NoiseSchedule
 
 
 class Teacher(Protocol):
@@ -60,6 +26,10 @@ class Teacher(Protocol):
 
     def encode(self, rgb: Tensor, rng: torch.Generator | None = None) -> Tensor:
         """Latents (R, C, h, w) of pictures (R, 3, H, W) in [0, 1]; differentiable."""
+        ...
+
+    def decode(self, z: Tensor) -> Tensor:
+        """Pictures (R, 3, H, W) in [0, 1] of latents; for people to look at, no part of a step."""
         ...
 
     def condition(self, prompt: str, cameras: Cameras, negative: str = "") -> Any:

@@ -20,7 +20,7 @@ def ddim_sample(
     scale: float = 3.0,
     steps: int = 30,
 ) -> Tensor:
-    """Latents by deterministic DDIM (Song et al., arXiv 2010.02502, equation 12 with eta = 0).
+    """Latents by deterministic DDIM (Song et al., arXiv 2010.02502, equation 12 with eta = 0); of a flow, by Euler.
 
     Args:
         teacher: the model.
@@ -32,7 +32,8 @@ def ddim_sample(
     """
     schedule = teacher.schedule
     z = torch.randn(shape, generator=rng, device=rng.device)
-    times = torch.linspace(len(schedule) - 1, 0, steps, device=rng.device).round().long()
+    last = int(schedule.alpha.nonzero()[-1])  # pure noise, which flows end in, has no z behind it
+    times = torch.linspace(last, 0, steps, device=rng.device).round().long()
     for now, then in zip(times, [*times[1:], None], strict=True):
         t = now.expand(len(z))
         alpha, sigma = schedule.at(t, z)

@@ -1,211 +1,220 @@
-"""A teacher from a Stable-Diffusion-style diffusers pipeline folder, the built-in one among them."""
+"""A teacher from a diffusers pipeline of any known family, the built-in one among them."""
 
 from __future__ import annotations
 
+import logging
+from collections.abc import Iterator, Sequence
+from contextlib import contextmanager
 from dataclasses import dataclass
 from pathlib import Path
-from typing import Any, Literal
+from typing import Literal
 
 import torch
-import torch.nn.functional as F
 from torch import Tensor
 
+from carv3d.cache import cache_folder
 from carv3d.cameras import Cameras
 from carv3d.errors import UserError
 from carv3d.prompts import ViewPrompts, with_views
 from carv3d.shapes import parse
-from carv3d.teachers.base import NoiseSchedule
 from carv3d.teachers.camera_conditioning import camera_vector
+from carv3d.teachers.embeddings import Embeddings
+from carv3d.teachers.families import FAMILIES, Family, Loader, Words, release, resize
+from carv3d.teachers.guidance import classifier_free, perp_neg
+from carv3d.teachers.weights import Weights, find, pipeline_of
 
-BUILTIN = Path(__file__).parent / "builtin"
+log = logging.getLogger(__name__)
 
 
 @dataclass(frozen=True)
 class TextCondition:
-    """What the U-Net is told of each view.
+    """What the network is told of each of N views; texts are mixtures of V known ones.
 
     Attributes:
-        text, negative: (N, length, width) hidden states of the text encoder.
+        words: of the V texts, shared by all views.
+        uncond, cond: (N, V) shares of the texts, which sum to 1.
+        negatives: (N, B, V) of Perp-Neg's negatives; B may be 0.
+        weights: (N, B), at most 0.
         camera: (N, 4) camera vectors, or None for a teacher that cannot be told.
     """
 
-    text: Tensor
-    negative: Tensor
+    words: Words
+    uncond: Tensor
+    cond: Tensor
+    negatives: Tensor
+    weights: Tensor
     camera: Tensor | None
 
     def __getitem__(self, rows: Tensor) -> TextCondition:
         camera = None if self.camera is None else self.camera[rows]
-        return TextCondition(self.text[rows], self.negative[rows], camera)
+        return TextCondition(
+            self.words, self.uncond[rows], self.cond[rows], self.negatives[rows], self.weights[rows], camera
+        )
+
+    def mixed(self, shares: Tensor) -> Words:
+        """Words (N, ...) of shares (N, V) of the texts."""
+        return {
+            name: torch.einsum("nv,v...->n...", shares.to(states.dtype), states) for name, states in self.words.items()
+        }
 
 
 class DiffusersTeacher:
-    """A frozen latent diffusion model: VAE, U-Net, CLIP text encoder, epsilon or v prediction."""
+    """A frozen diffusion model from a diffusers pipeline; its family is what model_index.json names."""
 
     def __init__(
         self,
         path: str | Path = "builtin",
         *,
+        revision: str = "",
+        mirrors: Sequence[str] = (),
+        allow_pickle: bool = False,
         dtype: torch.dtype = torch.float32,
         posterior: Literal["mode", "sample"] = "mode",
         camera: Literal["auto", "vector", "none"] = "auto",
         view_words: bool = True,
         views: ViewPrompts | None = None,
         image_size: int = 0,
+        cache_text: bool = True,
+        channels_last: bool = False,
+        compile: bool = False,
+        lean: bool = False,
         force: bool = False,
         device: torch.device | str = "cpu",
     ):
-        """Load the pipeline.
+        """Find the weights and load them.
 
         Args:
-            path: a pipeline folder, a hub id, or "builtin".
+            path, revision, mirrors, allow_pickle: see `carv3d.teachers.weights.find`.
             dtype: of the networks; latents and residuals are float32 all the same.
             posterior: which latent of the encoder's posterior `encode` returns.
             camera: "vector" tells the U-Net `camera_vector`s, "auto" does so if it takes them.
             view_words: append view words to the prompt.
-            views: which angles get which view words.
+            views: which angles get which view words, and whether by Perp-Neg.
             image_size: pixels that pictures are resized to; 0 for the size the model was trained at.
+            cache_text: keep what texts are encoded to in the cache folder.
+            channels_last: lay out convolutions so; may be quicker on a GPU in half precision.
+            compile: the denoiser by torch.compile.
+            lean: attention and pictures in slices: slower, in less memory.
             force: let the built-in teacher work on prompts with words it never saw.
 
         Raises:
-            UserError: missing, partial or corrupt weights; a prediction type that is not known.
+            UserError: missing, partial or corrupt weights; a pipeline, prediction or schedule that is not known.
         """
         self.builtin = str(path) == "builtin"
-        self.force, self.posterior, self.view_words = force, posterior, view_words
+        self.force, self.view_words = force, view_words
         self.views = views or ViewPrompts()
         self.device, self.dtype = torch.device(device), dtype
-        source = BUILTIN if self.builtin else path
-        try:
-            self._load(source)
-        except Exception as error:
-            raise UserError(_why_not_loaded(source, error)) from error
-        self.prediction = self._scheduler_config.get("prediction_type", "epsilon")
-        if self.prediction not in ("epsilon", "v_prediction"):
-            raise UserError(f"{source}: prediction type {self.prediction!r} is not supported (epsilon, v_prediction)")
-        self.schedule = _schedule(self._scheduler_config, source).to(self.device)
-        config = self.unet.config
-        can = config.class_embed_type == "projection" and config.projection_class_embeddings_input_dim == 4
-        if camera == "vector" and not can:
-            raise UserError(f"{source}: its U-Net takes no camera vector; set teacher.camera=none")
-        self.takes_camera = can and camera != "none"
-        # A network with a camera input cannot do without: zeros stand for "camera unknown".
-        self._null_camera = torch.zeros(1, 4, device=self.device) if can else None
-        factor = 2 ** (len(self.vae.config.block_out_channels) - 1)
-        self.image_size = image_size or config.sample_size * factor
-        if self.image_size % factor:
-            raise UserError(f"teacher.image_size={image_size} must be a multiple of {factor} for {source}")
-        self._texts: dict[str, Tensor] = {}
+        half = dtype != torch.float32
+        self.weights = find(str(path), revision=revision, mirrors=mirrors, half=half, pickle=allow_pickle)
+        loader = Loader(self.weights.folder, dtype, self.device, allow_pickle, lean)
+        self.family = _load(self.weights, loader, camera, posterior)
+        self.schedule, self.takes_camera = self.family.schedule, self.family.takes_camera
+        self.image_size = image_size or self.family.image_size
+        if self.image_size % self.family.multiple:
+            multiple = self.family.multiple
+            raise UserError(
+                f"teacher.image_size={image_size} must be a multiple of {multiple} for {self.weights.source}"
+            )
+        if channels_last:
+            self.family.network.to(memory_format=torch.channels_last)  # type: ignore[call-overload]
+        if compile:
+            self.family.network.compile()
+        key = f"{type(self.family).__name__} {self.weights.revision} {dtype}"
+        folder = cache_folder() / "text" if cache_text and not self.builtin else None
+        self._words = Embeddings(self._embed, key, self.device, folder)
 
-    def _load(self, source: str | Path) -> None:
-        from diffusers import AutoencoderKL, DDPMScheduler, UNet2DConditionModel
-        from transformers import CLIPTextModel, CLIPTokenizer
-
-        def load(kind: Any, part: str, **options: Any) -> Any:
-            options |= {"use_safetensors": True, "output_loading_info": True}
-            network, info = kind.from_pretrained(source, subfolder=part, **options)
-            # The libraries fill what is missing with random numbers, and only warn.
-            missing = sorted(key for key in info["missing_keys"] if not key.endswith("position_ids"))
-            if missing:
-                raise ValueError(f"{part} lacks {len(missing)} tensors, {missing[0]} among them")
-            return network.eval().requires_grad_(False).to(self.device)
-
-        # The networks fit in memory twice while they load; saying so spares a warning for want of accelerate.
-        diffusers: dict[str, Any] = {"torch_dtype": self.dtype, "low_cpu_mem_usage": False}
-        self.vae = load(AutoencoderKL, "vae", **diffusers)
-        self.unet = load(UNet2DConditionModel, "unet", **diffusers)
-        self.text_encoder = load(CLIPTextModel, "text_encoder", dtype=self.dtype)
-        self.tokenizer = CLIPTokenizer.from_pretrained(source, subfolder="tokenizer")
-        self._scheduler_config: dict[str, Any] = DDPMScheduler.load_config(source, subfolder="scheduler")
+    @property
+    def latent_shape(self) -> tuple[int, int, int]:
+        """(C, h, w) of the latents of one picture."""
+        channels = int(self.family.network.config.in_channels)  # type: ignore[union-attr, arg-type]
+        side = self.image_size // self.family.reduction
+        return channels, side, side
 
     def encode(self, rgb: Tensor, rng: torch.Generator | None = None) -> Tensor:
         """Latents (R, C, h, w), float32, of pictures (R, 3, H, W) in [0, 1]; differentiable."""
-        if rgb.shape[-2:] != (self.image_size, self.image_size):
-            rgb = F.interpolate(rgb, (self.image_size, self.image_size), mode="bilinear", antialias=True)
-        posterior = self.vae.encode((rgb * 2 - 1).to(self.dtype)).latent_dist
-        z = posterior.mode()
-        if self.posterior == "sample":
-            draw = torch.randn(z.shape, generator=rng, device=z.device, dtype=torch.float32)
-            z = z + posterior.std * draw.to(z.dtype)
-        shift = self.vae.config.get("shift_factor") or 0.0
-        return (z.float() - shift) * self.vae.config.scaling_factor
+        return self.family.encode(resize(rgb, self.image_size), rng)
 
-    @torch.no_grad()
     def decode(self, z: Tensor) -> Tensor:
         """Pictures (R, 3, H, W) in [0, 1] from latents; no part of a training step."""
-        shift = self.vae.config.get("shift_factor") or 0.0
-        z = z / self.vae.config.scaling_factor + shift
-        return (self.vae.decode(z.to(self.dtype)).sample.float() * 0.5 + 0.5).clamp(0, 1)
+        return self.family.decode(z)
 
     def condition(self, prompt: str, cameras: Cameras, negative: str = "") -> TextCondition:
-        """Text (with view words) and camera of each view. Text embeddings are computed once a prompt."""
+        """Text (with view words) and camera of each view. Texts are encoded once."""
         if self.builtin and not self.force:
             parse(prompt)
+        texts = [*(with_views(prompt) if self.view_words else [prompt]), negative]
+        words = self._words(texts)
         if self.view_words:
-            variants = torch.cat([self._embed(text) for text in with_views(prompt)])
-            text = variants[self.views.index(cameras.azimuth, cameras.elevation).to(self.device)]
+            cond, negatives, weights = self.views.shares(cameras.azimuth, cameras.elevation)
         else:
-            text = self._embed(prompt).expand(len(cameras), -1, -1)
+            cond = torch.ones(len(cameras), 1)
+            negatives, weights = cond.new_zeros(len(cameras), 0, 1), cond.new_zeros(len(cameras), 0)
+        cond, negatives = (torch.nn.functional.pad(shares, (0, 1)) for shares in (cond, negatives))
+        uncond = torch.zeros_like(cond)
+        uncond[:, -1] = 1
         camera = None
-        if self._null_camera is not None:
-            camera = self._null_camera.expand(len(cameras), -1)
-            if self.takes_camera:
-                camera = camera_vector(cameras.azimuth, cameras.elevation).to(self.device)
-        return TextCondition(text, self._embed(negative).expand_as(text), camera)
+        if self.takes_camera:
+            camera = camera_vector(cameras.azimuth, cameras.elevation).to(self.device)
+        uncond, cond, negatives, weights = (part.to(self.device) for part in (uncond, cond, negatives, weights))
+        return TextCondition(words, uncond, cond, negatives, weights, camera)
 
     @torch.no_grad()
     def residual(self, z: Tensor, t: Tensor, eps: Tensor, condition: TextCondition, scale: float) -> Tensor:
-        """See `Teacher.residual`. The unconditional branch is told neither text nor camera."""
+        """See `Teacher.residual`. All branches are one call; the unconditional one is told no camera."""
         alpha, sigma = self.schedule.at(t, z)
         z_t = alpha * z + sigma * eps
-        if scale == 1:
-            prediction = self._predict(z_t, t, condition.text, condition.camera)
-        else:
-            camera = condition.camera
-            if camera is not None:
-                camera = torch.cat([torch.zeros_like(camera), camera])
-            text = torch.cat([condition.negative, condition.text])
-            uncond, cond = self._predict(torch.cat([z_t, z_t]), torch.cat([t, t]), text, camera).chunk(2)
-            prediction = uncond + scale * (cond - uncond)
-        if self.prediction == "v_prediction":  # eps_hat = alpha v + sigma z_t
-            prediction = alpha * prediction + sigma * z_t
-        return prediction - eps
+        perp = condition.negatives.shape[1] > 0
+        branches = [condition.cond, *condition.negatives.unbind(1)]
+        if scale != 1 or perp:
+            branches = [condition.uncond, *branches]
+        camera = condition.camera
+        if camera is not None:
+            told = [torch.zeros_like(camera)] if scale != 1 or perp else []
+            camera = torch.cat([*told, *[camera] * (len(branches) - len(told))])
+        words = [condition.mixed(shares) for shares in branches]
+        joined = {name: torch.cat([one[name] for one in words]) for name in words[0]}
+        count = len(branches)
+        every = z_t.repeat(count, *[1] * (z_t.ndim - 1))
+        found = self.family.eps_hat(every, t.repeat(count), joined, camera).chunk(count)
+        if count == 1:
+            return found[0] - eps
+        if perp:
+            return perp_neg(found[0], found[1], torch.stack(found[2:], 1), condition.weights, scale) - eps
+        return classifier_free(found[0], found[1], scale) - eps
 
-    def _predict(self, z_t: Tensor, t: Tensor, text: Tensor, camera: Tensor | None) -> Tensor:
-        labels = None if camera is None else camera.to(self.dtype)
-        output = self.unet(z_t.to(self.dtype), t, text, class_labels=labels, return_dict=False)[0]
-        return output.float()
-
-    @torch.no_grad()
-    def _embed(self, text: str) -> Tensor:
-        if text not in self._texts:
-            length = min(self.tokenizer.model_max_length, self.text_encoder.config.max_position_embeddings)
-            ids = self.tokenizer(
-                [text], padding="max_length", max_length=length, truncation=True, return_tensors="pt"
-            ).input_ids
-            self._texts[text] = self.text_encoder(ids.to(self.device))[0]
-        return self._texts[text]
+    def _embed(self, texts: Sequence[str]) -> Words:
+        try:
+            with _readable(self.weights):
+                return self.family.embed(texts)
+        finally:
+            release()
 
 
-def _schedule(config: dict[str, Any], source: str | Path) -> NoiseSchedule:
-    """The noise schedule that a scheduler's config describes."""
-    if config.get("trained_betas") is not None or config.get("rescale_betas_zero_snr"):
-        raise UserError(f"{source}: schedulers with trained_betas or rescale_betas_zero_snr are not supported")
+def _load(weights: Weights, loader: Loader, camera: Literal["auto", "vector", "none"], posterior: str) -> Family:
+    name = pipeline_of(weights.folder)
+    kind = FAMILIES.get(name)
+    if kind is None:
+        raise UserError(f"{weights.source} is a {name}, which is not known; known are {', '.join(FAMILIES)}")
+    for part in kind.parts:
+        if not loader.has(part):
+            raise UserError(f"{weights.folder} has no {part}: get the teacher's files again")
+    with _readable(weights):
+        return kind(loader, camera=camera, posterior=posterior)
+
+
+@contextmanager
+def _readable(weights: Weights) -> Iterator[None]:
+    """Turns whatever the libraries raise of files that they cannot read into one line for the user."""
     try:
-        return NoiseSchedule.of_betas(
-            config["beta_schedule"], config["beta_start"], config["beta_end"], config["num_train_timesteps"]
-        )
-    except (KeyError, ValueError) as error:
-        raise UserError(f"{source}: its noise schedule is not supported ({error})") from error
-
-
-def _why_not_loaded(source: str | Path, error: Exception) -> str:
-    """One line for the user from whatever the libraries raised."""
-    folder = Path(source)
-    first = " ".join(str(error).split())[:200]
-    if not folder.exists():
-        return f"no teacher at {str(source)!r}: give teacher.path a diffusers pipeline folder or a hub id ({first})"
-    if not (folder / "model_index.json").exists():
-        return f"{folder} is not a diffusers pipeline folder: model_index.json is missing"
-    for part in ("vae", "unet", "text_encoder"):
-        if not any((folder / part).glob("*.safetensors")):
-            return f"{folder / part} holds no .safetensors weights (pickled .bin files are not read): get them again"
-    return f"the weights in {folder} cannot be read: get the teacher's files again ({first})"
+        yield
+    except (UserError, MemoryError, torch.OutOfMemoryError):
+        raise
+    except Exception as error:
+        first = " ".join(str(error).split())[:200]
+        if isinstance(error, ImportError) or "sentencepiece" in first or "tiktoken" in first:
+            raise UserError(
+                f"{weights.source} needs a package that is not installed: pip install carv3d[t5] ({first})"
+            ) from error
+        raise UserError(
+            f"the weights in {weights.folder} cannot be read: get the teacher's files again ({first})"
+        ) from error

@@ -15,7 +15,7 @@ from torch import Tensor
 
 from carv3d.cameras import Cameras, CameraSampler
 from carv3d.shapes import Thing, parse, reference
-from carv3d.teachers.base import NoiseSchedule
+from carv3d.teachers.schedule import NoiseSchedule
 
 
 @dataclass(frozen=True)
@@ -69,6 +69,10 @@ class ExactTeacher:
         """(R, 3, H, W) in [0, 1] to (R, 3, size, size) in [-1, 1]."""
         return F.interpolate(rgb, self.image_size, mode="area") * 2 - 1
 
+    def decode(self, z: Tensor) -> Tensor:
+        """The inverse of `encode` at its own size."""
+        return (z * 0.5 + 0.5).clamp(0, 1)
+
     def condition(self, prompt: str, cameras: Cameras, negative: str = "") -> ExactCondition:
         """The nearest reference pictures of each camera; the negative prompt means nothing here."""
         points, directions = self._references(parse(prompt))
@@ -87,7 +91,7 @@ class ExactTeacher:
         if thing not in self._pictures:
             cameras = CameraSampler(height=64, width=64).sample(self.views, torch.Generator().manual_seed(0))
             parts = [reference(thing, cameras[i : i + 20])[0] for i in range(0, self.views, 20)]
-            device = self.schedule.alphas_cumprod.device
+            device = self.schedule.device
             directions = F.normalize(cameras.c2w[:, :3, 3], dim=-1)
             self._pictures[thing] = self.encode(torch.cat(parts)).to(device), directions.to(device)
         return self._pictures[thing]

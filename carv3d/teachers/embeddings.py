@@ -1,0 +1,82 @@
+"""What a teacher is told of texts, kept: text encoders are large, and a run has few texts."""
+
+from __future__ import annotations
+
+import hashlib
+import logging
+import os
+from collections.abc import Callable, Sequence
+from pathlib import Path
+
+import torch
+from safetensors import SafetensorError
+from safetensors.torch import load_file, save_file
+
+from carv3d.teachers.families import Words
+
+log = logging.getLogger(__name__)
+
+
+class Embeddings:
+    """Words of texts, in memory and in a folder.
+
+    Attributes:
+        folder: where files are kept, one a text; None for nowhere.
+    """
+
+    def __init__(
+        self, embed: Callable[[Sequence[str]], Words], key: str, device: torch.device, folder: Path | None
+    ) -> None:
+        """Set up.
+
+        Args:
+            embed: the words of V texts, (V, ...) each.
+            key: says all that the words depend on but the text: model, revision, precision.
+            device: of the words.
+            folder: see above.
+        """
+        self._embed, self._key, self._device, self.folder = embed, key, device, folder
+        self._known: dict[str, Words] = {}
+
+    def __call__(self, texts: Sequence[str]) -> Words:
+        """Words (V, ...) of V texts; those not known are encoded together."""
+        for text in texts:
+            if text not in self._known and (found := self._read(text)) is not None:
+                self._known[text] = found
+        missing = [text for text in dict.fromkeys(texts) if text not in self._known]
+        if missing:
+            new = self._embed(missing)
+            for row, text in enumerate(missing):
+                self._known[text] = {name: states[row : row + 1].clone() for name, states in new.items()}
+                self._write(text)
+        first = self._known[texts[0]]
+        return {name: torch.cat([self._known[text][name] for text in texts]) for name in first}
+
+    def _path(self, text: str) -> Path | None:
+        if self.folder is None:
+            return None
+        name = hashlib.sha256("\0".join([self._key, text]).encode()).hexdigest()
+        return self.folder / f"{name}.safetensors"
+
+    def _read(self, text: str) -> Words | None:
+        path = self._path(text)
+        if path is None or not path.is_file():
+            return None
+        try:
+            return load_file(path, device=str(self._device))
+        except (SafetensorError, OSError):  # it is made again
+            log.warning("%s is damaged and made anew", path)
+            return None
+
+    def _write(self, text: str) -> None:
+        path = self._path(text)
+        if path is None:
+            return
+        part = path.with_name(f"{path.name}.{os.getpid()}.part")
+        try:
+            path.parent.mkdir(parents=True, exist_ok=True)
+            save_file({name: states.cpu().contiguous() for name, states in self._known[text].items()}, part)
+            part.replace(path)
+        except (OSError, SafetensorError) as error:  # a cache that cannot be written spares no time, and no more
+            part.unlink(missing_ok=True)
+            log.warning("the text cache %s cannot be written (%s)", path.parent, error)

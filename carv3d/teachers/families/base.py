@@ -1,0 +1,256 @@
+"""What every family of pipelines has in common: parts that are loaded from a folder, pictures, predictions."""
+
+from __future__ import annotations
+
+import gc
+import json
+from abc import ABC, abstractmethod
+from collections.abc import Sequence
+from dataclasses import dataclass
+from pathlib import Path
+from typing import Any, Literal
+
+import torch
+import torch.nn.functional as F
+from torch import Tensor, nn
+
+from carv3d.errors import UserError
+from carv3d.teachers.schedule import NoiseSchedule
+
+CLIP_LENGTH = 77  # tokens of the CLIP encoders in use
+
+# By name, what a network is told of V texts: (V, ...) each.
+Words = dict[str, Tensor]
+
+
+@dataclass(frozen=True)
+class Loader:
+    """Loads parts of a diffusers pipeline folder.
+
+    Attributes:
+        folder: with model_index.json.
+        dtype: of the networks.
+        device: where they go.
+        pickle: whether weights may be pickled .bin files, which can run any code.
+        lean: compute attention and pictures in slices: slower, in less memory.
+    """
+
+    folder: Path
+    dtype: torch.dtype
+    device: torch.device
+    pickle: bool = False
+    lean: bool = False
+
+    def has(self, part: str) -> bool:
+        """Whether the folder has the part."""
+        return (self.folder / part).is_dir()
+
+    def network(self, kind: Any, part: str) -> Any:
+        """A frozen network, whole.
+
+        Raises:
+            ValueError: tensors are missing, which the libraries would fill with random numbers.
+        """
+        from diffusers.utils.import_utils import is_accelerate_available
+
+        pickled = self.pickle and not any((self.folder / part).glob("*.safetensors"))
+        options: dict[str, Any] = {"use_safetensors": not pickled, "output_loading_info": True}
+        of_diffusers = kind.__module__.startswith("diffusers")
+        if of_diffusers:
+            # Without accelerate a network fits in memory twice while it loads; saying so spares a warning.
+            options |= {"torch_dtype": self.dtype, "low_cpu_mem_usage": is_accelerate_available()}
+        else:
+            options |= {"dtype": self.dtype}
+        if variant := self._variant(part):
+            options["variant"] = variant
+        network, info = kind.from_pretrained(self.folder, subfolder=part, **options)
+        missing = sorted(key for key in info["missing_keys"] if not key.endswith("position_ids"))
+        if missing:
+            raise ValueError(f"{part} lacks {len(missing)} tensors, {missing[0]} among them")
+        if self.lean and hasattr(network, "set_attention_slice"):
+            network.set_attention_slice("auto")
+        if self.lean and hasattr(network, "enable_slicing"):
+            network.enable_slicing()
+        network = network.eval().requires_grad_(False).to(self.device)
+        # diffusers leaves buffers and some layers as they were; transformers has reasons of its own to do so.
+        return network.to(self.dtype) if of_diffusers else network
+
+    def tokenizer(self, kind: Any, part: str) -> Any:
+        """A tokenizer."""
+        return kind.from_pretrained(self.folder, subfolder=part)
+
+    def config(self, part: str) -> dict[str, Any]:
+        """A part's config file; empty if it has none."""
+        for name in ("config.json", "scheduler_config.json", f"{part}_config.json"):
+            path = self.folder / part / name
+            if path.exists():
+                return dict(json.loads(path.read_text()))
+        return {}
+
+    def _variant(self, part: str) -> str | None:
+        """Of the files: fp16, if the part has no other weights than such."""
+        names = [path.name for path in (self.folder / part).glob("*.safetensors")]
+        return "fp16" if names and all(".fp16" in name for name in names) else None
+
+
+class Family(ABC):
+    """A loaded pipeline of one family, its text encoders apart, which are loaded when there is a text to encode.
+
+    Attributes:
+        loader: of its parts.
+        network: the frozen denoiser.
+        prediction: what it predicts: "epsilon", "v_prediction" or "flow".
+        schedule: see `NoiseSchedule`.
+        image_size: pixels.
+        reduction: pixels along a side for one latent.
+        multiple: pictures' sides must be multiples of it.
+        takes_camera: whether `predict` makes use of camera vectors.
+    """
+
+    network: nn.Module
+    image_size: int
+    reduction: int = 1
+    multiple: int = 1
+    takes_camera: bool = False
+    parts: tuple[str, ...] = ()  # that a folder of the family must have
+
+    def __init__(self, loader: Loader, *, camera: Literal["auto", "vector", "none"], posterior: str) -> None:
+        """Load the denoiser, and what encodes pictures.
+
+        Args:
+            loader: of the folder.
+            camera: see `carv3d.teachers.DiffusersTeacher`.
+            posterior: the same.
+
+        Raises:
+            UserError: a prediction or a schedule that is not supported.
+        """
+        self.loader, self.camera, self.posterior = loader, camera, posterior
+        config = loader.config("scheduler")
+        try:
+            self.schedule = NoiseSchedule.of_config(config).to(loader.device)
+        except ValueError as error:
+            raise UserError(f"{loader.folder}: its noise schedule is not supported ({error})") from error
+        flow = "FlowMatch" in str(config.get("_class_name"))
+        self.prediction = "flow" if flow else config.get("prediction_type", "epsilon")
+        if self.prediction not in ("epsilon", "v_prediction", "flow"):
+            raise UserError(
+                f"{loader.folder}: prediction type {self.prediction!r} is not supported (epsilon, v_prediction, flow)"
+            )
+
+    @abstractmethod
+    def encode(self, rgb: Tensor, rng: torch.Generator | None) -> Tensor:
+        """(R, C, h, w) float32 of pictures (R, 3, image_size, image_size) in [0, 1]; differentiable."""
+
+    @abstractmethod
+    def decode(self, z: Tensor) -> Tensor:
+        """Pictures (R, 3, H, W) in [0, 1]."""
+
+    @abstractmethod
+    def embed(self, texts: Sequence[str]) -> Words:
+        """What the network is told of V texts; loads the text encoders, and lets them go."""
+
+    @abstractmethod
+    def word_shapes(self) -> dict[str, tuple[int, ...]]:
+        """By name, the shape of one text's words."""
+
+    @abstractmethod
+    def predict(self, z_t: Tensor, t: Tensor, words: Words, camera: Tensor | None) -> Tensor:
+        """The network's raw prediction (N, C, h, w), float32, for N rows of everything."""
+
+    def eps_hat(self, z_t: Tensor, t: Tensor, words: Words, camera: Tensor | None) -> Tensor:
+        """The noise that the network sees in z_t.
+
+        From v: `alpha v + sigma z_t` (Salimans and Ho, arXiv 2202.00512). From a flow's velocity, which is of
+        `eps - z`: `z_t + alpha v`, since `z_t = alpha z + sigma eps` and `alpha + sigma = 1`.
+        """
+        prediction = self.predict(z_t, t, words, camera)
+        alpha, sigma = self.schedule.at(t, z_t)
+        match self.prediction:
+            case "v_prediction":
+                return alpha * prediction + sigma * z_t
+            case "flow":
+                return z_t + alpha * prediction
+        return prediction
+
+
+class LatentFamily(Family):
+    """A family with a VAE."""
+
+    vae: Any
+
+    def load_vae(self) -> None:
+        """The VAE of the folder, and the size of pictures, from that of the denoiser's latents."""
+        from diffusers import AutoencoderKL
+
+        self.vae = self.loader.network(AutoencoderKL, "vae")
+        self.reduction = self.multiple = 2 ** (len(self.vae.config.block_out_channels) - 1)
+
+    def encode(self, rgb: Tensor, rng: torch.Generator | None) -> Tensor:
+        """See `Family`."""
+        posterior = self.vae.encode((rgb * 2 - 1).to(self.loader.dtype)).latent_dist
+        z = posterior.mode()
+        if self.posterior == "sample":
+            draw = torch.randn(z.shape, generator=rng, device=z.device, dtype=torch.float32)
+            z = z + posterior.std * draw.to(z.dtype)
+        return (z.float() - self._shift) * self.vae.config.scaling_factor
+
+    @torch.no_grad()
+    def decode(self, z: Tensor) -> Tensor:
+        """See `Family`; no part of a training step."""
+        z = z / self.vae.config.scaling_factor + self._shift
+        return (self.vae.decode(z.to(self.loader.dtype)).sample.float() * 0.5 + 0.5).clamp(0, 1)
+
+    @property
+    def _shift(self) -> float:
+        return float(self.vae.config.get("shift_factor") or 0.0)
+
+
+def resize(rgb: Tensor, size: int) -> Tensor:
+    """Pictures (R, 3, H, W) as (R, 3, size, size)."""
+    if rgb.shape[-2:] == (size, size):
+        return rgb
+    return F.interpolate(rgb, (size, size), mode="bilinear", antialias=True)
+
+
+def tokens(tokenizer: Any, texts: Sequence[str], length: int, device: torch.device) -> Any:
+    """Token ids and attention mask (V, length), padded and cut."""
+    found = tokenizer(list(texts), padding="max_length", max_length=length, truncation=True, return_tensors="pt")
+    return found.to(device)
+
+
+@torch.no_grad()
+def clip_states(loader: Loader, kind: Any, number: str, texts: Sequence[str]) -> Any:
+    """Everything that a CLIP text encoder of the folder says of V texts, hidden states included.
+
+    Args:
+        loader: of the folder.
+        kind: the encoder's class.
+        number: "" or "_2", which one.
+        texts: V.
+    """
+    from transformers import CLIPTokenizer
+
+    encoder = loader.network(kind, f"text_encoder{number}")
+    tokenizer = loader.tokenizer(CLIPTokenizer, f"tokenizer{number}")
+    length = min(tokenizer.model_max_length, encoder.config.max_position_embeddings)
+    ids = tokens(tokenizer, texts, length, loader.device).input_ids
+    return encoder(ids, output_hidden_states=True)
+
+
+@torch.no_grad()
+def t5_states(loader: Loader, number: str, texts: Sequence[str], length: int, *, masked: bool) -> Tensor:
+    """The last hidden states (V, length, width) of a T5 encoder of the folder."""
+    from transformers import AutoTokenizer, T5EncoderModel
+
+    encoder = loader.network(T5EncoderModel, f"text_encoder{number}")
+    found = tokens(loader.tokenizer(AutoTokenizer, f"tokenizer{number}"), texts, length, loader.device)
+    states: Tensor = encoder(found.input_ids, attention_mask=found.attention_mask if masked else None)[0]
+    return states
+
+
+def release() -> None:
+    """Give back the memory of text encoders that are done with."""
+    gc.collect()
+    if torch.cuda.is_available():
+        torch.cuda.empty_cache()

@@ -1,0 +1,52 @@
+"""DeepFloyd IF's first stage: diffusion of pictures themselves, told T5's words."""
+
+from __future__ import annotations
+
+from collections.abc import Sequence
+from typing import Any
+
+import torch
+from torch import Tensor
+
+from carv3d.teachers.families.base import Family, Words, t5_states
+
+LENGTH = 77  # tokens it was trained with
+
+
+class DeepFloyd(Family):
+    """A U-Net on pixels in [-1, 1]; what it says of the noise's variance is left out."""
+
+    parts = ("unet", "text_encoder", "tokenizer", "scheduler")
+
+    def __init__(self, *args: Any, **options: Any) -> None:
+        """See `Family`."""
+        from diffusers import UNet2DConditionModel
+
+        super().__init__(*args, **options)
+        self.network = self.loader.network(UNet2DConditionModel, "unet")
+        config: Any = self.network.config
+        self.image_size = config.sample_size
+        self.multiple = 2 ** (len(config.block_out_channels) - 1)
+
+    def encode(self, rgb: Tensor, rng: torch.Generator | None) -> Tensor:
+        """See `Family`."""
+        return rgb * 2 - 1
+
+    def decode(self, z: Tensor) -> Tensor:
+        """See `Family`."""
+        return (z * 0.5 + 0.5).clamp(0, 1)
+
+    def embed(self, texts: Sequence[str]) -> Words:
+        """T5's last hidden states, its padding masked."""
+        lower = [text.lower().strip() for text in texts]  # as the model's own pipeline does
+        return {"text": t5_states(self.loader, "", lower, LENGTH, masked=True)}
+
+    def word_shapes(self) -> dict[str, tuple[int, ...]]:
+        """See `Family`."""
+        config: Any = self.network.config
+        return {"text": (LENGTH, config.encoder_hid_dim or config.cross_attention_dim)}
+
+    def predict(self, z_t: Tensor, t: Tensor, words: Words, camera: Tensor | None) -> Tensor:
+        """See `Family`."""
+        output: Tensor = self.network(z_t.to(self.loader.dtype), t, words["text"], return_dict=False)[0]
+        return output[:, : z_t.shape[1]].float()

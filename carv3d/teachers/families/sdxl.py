@@ -1,0 +1,62 @@
+"""Stable Diffusion XL (Podell et al., arXiv 2307.01952): two text encoders, and the picture's size told."""
+
+from __future__ import annotations
+
+from collections.abc import Sequence
+from typing import Any
+
+import torch
+from torch import Tensor
+
+from carv3d.teachers.families.base import CLIP_LENGTH, LatentFamily, Words, clip_states
+
+
+class StableDiffusionXL(LatentFamily):
+    """A U-Net told both encoders' words, the second's pooled state, and sizes (section 2.2)."""
+
+    parts = ("vae", "unet", "text_encoder", "text_encoder_2", "tokenizer", "tokenizer_2", "scheduler")
+
+    def __init__(self, *args: Any, **options: Any) -> None:
+        """See `Family`."""
+        from diffusers import UNet2DConditionModel
+
+        super().__init__(*args, **options)
+        self.network = self.loader.network(UNet2DConditionModel, "unet")
+        self.load_vae()
+        config: Any = self.network.config
+        self.image_size = config.sample_size * self.reduction
+
+    def embed(self, texts: Sequence[str]) -> Words:
+        """Hidden states before the last, and the pooled one. An empty text is zeros where the pipeline says so."""
+        import json
+
+        from transformers import CLIPTextModel, CLIPTextModelWithProjection
+
+        first = clip_states(self.loader, CLIPTextModel, "", texts)
+        second = clip_states(self.loader, CLIPTextModelWithProjection, "_2", texts)
+        words = {
+            "text": torch.cat([first.hidden_states[-2], second.hidden_states[-2]], -1),
+            "pooled": second.text_embeds,
+        }
+        index = json.loads((self.loader.folder / "model_index.json").read_text())
+        if index.get("force_zeros_for_empty_prompt", True):
+            empty = torch.tensor([not text for text in texts], device=self.loader.device)
+            words = {
+                name: state.masked_fill(empty.view(-1, *[1] * (state.ndim - 1)), 0) for name, state in words.items()
+            }
+        return words
+
+    def word_shapes(self) -> dict[str, tuple[int, ...]]:
+        """See `Family`."""
+        config: Any = self.network.config
+        pooled = config.projection_class_embeddings_input_dim - 6 * config.addition_time_embed_dim
+        return {"text": (CLIP_LENGTH, config.cross_attention_dim), "pooled": (pooled,)}
+
+    def predict(self, z_t: Tensor, t: Tensor, words: Words, camera: Tensor | None) -> Tensor:
+        """See `Family`; the picture is told to be whole, at its own size."""
+        dtype = self.loader.dtype
+        height, width = (side * self.reduction for side in z_t.shape[-2:])
+        sizes = torch.tensor([[height, width, 0, 0, height, width]], device=z_t.device, dtype=dtype)
+        added = {"text_embeds": words["pooled"], "time_ids": sizes.expand(len(z_t), -1)}
+        output: Tensor = self.network(z_t.to(dtype), t, words["text"], added_cond_kwargs=added, return_dict=False)[0]
+        return output.float()

@@ -1,0 +1,52 @@
+"""Stable Diffusion 1.x and 2.x, and every pipeline of their classes, the built-in teacher among them."""
+
+from __future__ import annotations
+
+from collections.abc import Sequence
+from typing import Any
+
+from torch import Tensor
+
+from carv3d.errors import UserError
+from carv3d.teachers.families.base import CLIP_LENGTH, LatentFamily, Words, clip_states
+
+
+class StableDiffusion(LatentFamily):
+    """A U-Net told one CLIP encoder's words; and the camera, if it has an input for camera vectors."""
+
+    parts = ("vae", "unet", "text_encoder", "tokenizer", "scheduler")
+
+    def __init__(self, *args: Any, **options: Any) -> None:
+        """See `Family`."""
+        from diffusers import UNet2DConditionModel
+
+        super().__init__(*args, **options)
+        self.network = self.loader.network(UNet2DConditionModel, "unet")
+        self.load_vae()
+        config: Any = self.network.config
+        self.image_size = config.sample_size * self.reduction
+        # A network with a camera input cannot do without: zeros stand for "camera unknown".
+        self.has_camera = config.class_embed_type == "projection" and config.projection_class_embeddings_input_dim == 4
+        if self.camera == "vector" and not self.has_camera:
+            raise UserError(f"{self.loader.folder}: its U-Net takes no camera vector; set teacher.camera=none")
+        self.takes_camera = self.has_camera and self.camera != "none"
+
+    def embed(self, texts: Sequence[str]) -> Words:
+        """The last hidden states."""
+        from transformers import CLIPTextModel
+
+        return {"text": clip_states(self.loader, CLIPTextModel, "", texts).last_hidden_state}
+
+    def word_shapes(self) -> dict[str, tuple[int, ...]]:
+        """See `Family`."""
+        config: Any = self.network.config
+        return {"text": (CLIP_LENGTH, config.cross_attention_dim)}
+
+    def predict(self, z_t: Tensor, t: Tensor, words: Words, camera: Tensor | None) -> Tensor:
+        """See `Family`."""
+        dtype = self.loader.dtype
+        labels = None
+        if self.has_camera:
+            labels = z_t.new_zeros(len(z_t), 4, dtype=dtype) if camera is None else camera.to(dtype)
+        output: Tensor = self.network(z_t.to(dtype), t, words["text"], class_labels=labels, return_dict=False)[0]
+        return output.float()

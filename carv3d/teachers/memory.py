@@ -1,0 +1,86 @@
+"""How much memory a teacher takes at its peak, found before it is loaded: its step, run on tensors without data."""
+
+from __future__ import annotations
+
+from collections.abc import Callable
+from dataclasses import dataclass
+from typing import Any
+
+import torch
+from torch import Tensor, nn
+from torch.multiprocessing.reductions import StorageWeakRef
+from torch.overrides import TorchFunctionMode
+from torch.utils._python_dispatch import TorchDispatchMode
+from torch.utils._pytree import tree_leaves
+
+
+class PeakMemory(TorchDispatchMode):
+    """Counts the bytes of the tensors that are alive while it is entered, whatever device they are on.
+
+    Attributes:
+        peak: the most at once, bytes. Libraries' workspaces and the allocator's gaps are not in it.
+    """
+
+    def __init__(self) -> None:
+        super().__init__()
+        self.peak = 0
+        self._live: dict[int, tuple[StorageWeakRef, int]] = {}
+
+    def __torch_dispatch__(self, func: Any, types: Any, args: Any = (), kwargs: Any = None) -> Any:
+        """Run an operation, and count what it made."""
+        self._note((args, kwargs), lambda _: 0)  # what is given was there before, and its views cost nothing
+        found = func(*args, **(kwargs or {}))
+        self._note(found, lambda storage: storage.nbytes())
+        for key in [key for key, (reference, _) in self._live.items() if reference.expired()]:
+            del self._live[key]
+        self.peak = max(self.peak, sum(size for _, size in self._live.values()))
+        return found
+
+    def _note(self, tensors: Any, size: Callable[[torch.UntypedStorage], int]) -> None:
+        for tensor in tree_leaves(tensors):
+            if isinstance(tensor, Tensor):
+                storage = tensor.untyped_storage()
+                reference = StorageWeakRef(storage)
+                self._live.setdefault(reference.cdata, (reference, size(storage)))
+
+
+class _FusedAttention(TorchFunctionMode):
+    """Attention as GPUs compute it: its scores are never all there at once."""
+
+    def __torch_function__(self, func: Any, types: Any, args: Any = (), kwargs: Any = None) -> Any:
+        """Stand in for the attention of tensors without data."""
+        if func is torch.nn.functional.scaled_dot_product_attention and args[0].is_meta:
+            return args[0] * 1
+        return func(*args, **(kwargs or {}))
+
+
+def peak_of(run: Callable[[], Any]) -> int:
+    """Bytes that a computation needs at its peak, beyond what is there before."""
+    with PeakMemory() as memory, _FusedAttention():
+        run()
+    return memory.peak
+
+
+def bytes_of(network: nn.Module) -> int:
+    """Of a network's parameters and buffers."""
+    return sum(tensor.numel() * tensor.element_size() for tensor in [*network.parameters(), *network.buffers()])
+
+
+@dataclass(frozen=True)
+class TeacherMemory:
+    """Bytes that a teacher needs on its device.
+
+    Attributes:
+        weights: of the denoiser and the encoder of pictures; text encoders are let go before the first step.
+        encode: of encoding R pictures with what the backward pass keeps.
+        denoise: of one call of the denoiser with all its rows.
+    """
+
+    weights: int
+    encode: int
+    denoise: int
+
+    @property
+    def peak(self) -> int:
+        """The graph of the encoder is alive while the denoiser runs."""
+        return self.weights + self.encode + self.denoise

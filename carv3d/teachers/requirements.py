@@ -1,0 +1,61 @@
+"""What a teacher would need on this machine, found before anything of it is loaded."""
+
+from __future__ import annotations
+
+from pathlib import Path
+from typing import Any
+
+import torch
+
+from carv3d.config.schema import Config
+from carv3d.teachers.families import FAMILIES, Loader
+from carv3d.teachers.memory import TeacherMemory, bytes_of, peak_of
+from carv3d.teachers.weights import pipeline_of
+
+
+def memory_of(folder: Path, config: Config) -> TeacherMemory:
+    """The memory that a config's step takes of its teacher, from the folder's config files alone.
+
+    Args:
+        folder: of a pipeline; weights need not be there.
+        config: its renders, resamples, chunk, guidance and precision.
+
+    Raises:
+        UserError: a pipeline that is not known.
+        ValueError, KeyError, OSError: configs that cannot be read.
+    """
+    guidance, section = config.guidance, config.teacher
+    dtype = getattr(torch, section.dtype)
+    loader = _Hollow(folder, dtype, torch.device("meta"))
+    family = FAMILIES[pipeline_of(folder)](loader, camera="none", posterior="mode")
+    resamples = guidance.resamples if isinstance(guidance.resamples, int) else 4
+    rows = guidance.renders * resamples
+    branches = 4 if config.views.perp_neg else (1 if guidance.scale == 1 else 2)
+    rows = min(rows, guidance.chunk or rows) * branches
+    size = section.image_size or family.image_size
+
+    def encode() -> Any:
+        return family.encode(torch.empty(guidance.renders, 3, size, size, device="meta", requires_grad=True), None)
+
+    side = size // family.reduction
+    z = torch.empty(rows, family.network.config.in_channels, side, side, device="meta")  # type: ignore[union-attr, arg-type]
+    t = torch.empty(rows, device="meta", dtype=torch.long)
+    words = {n: torch.empty(rows, *shape, device="meta", dtype=dtype) for n, shape in family.word_shapes().items()}
+
+    @torch.no_grad()
+    def denoise() -> Any:
+        return family.predict(z, t, words, None)
+
+    vae = getattr(family, "vae", None)
+    weights = bytes_of(family.network) + (bytes_of(vae) if vae is not None else 0)
+    return TeacherMemory(weights, peak_of(encode), peak_of(denoise))
+
+
+class _Hollow(Loader):
+    """Makes networks without data from their configs."""
+
+    def network(self, kind: Any, part: str) -> Any:
+        """As `Loader.network`, without weights."""
+        with torch.device("meta"):
+            network = kind.from_config(kind.load_config(self.folder, subfolder=part))
+        return network.to(self.dtype).eval().requires_grad_(False)
