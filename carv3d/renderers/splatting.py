@@ -89,17 +89,25 @@ def _blend(
     return blended
 
 
+def _pick(values: Tensor, index: Tensor) -> Tensor:
+    """`values[index]` of one dimension, several times quicker on a CPU, most of all with int32."""
+    return values.index_select(0, index)
+
+
 def _pairs(boxes: Boxes, band: tuple[int, int]) -> tuple[Tensor, Tensor, Tensor]:
-    """Gaussian (M,), column (M,) and row (M,) of all pixels in the boxes, near Gaussians first."""
+    """Gaussian (M,), column (M,) and row (M,) of all pixels in the boxes, near Gaussians first; int32."""
     top, bottom = boxes.top[boxes.order].clamp_min(band[0]), boxes.bottom[boxes.order].clamp_max(band[1])
     met = (bottom > top).nonzero()[:, 0]
     chosen, top, height = boxes.order[met], top[met], (bottom - top)[met]
     left, width = boxes.left[chosen], (boxes.right - boxes.left)[chosen]
     counts = width * height
-    which = torch.repeat_interleave(counts)
-    within = torch.arange(len(which), device=which.device) - (counts.cumsum(0) - counts)[which]
-    line = within // width[which]
-    return chosen[which], left[which] + within - line * width[which], top[which] + line
+    which = torch.repeat_interleave(counts).int()
+    start = (counts.cumsum(0) - counts).int()
+    within = torch.arange(len(which), device=which.device, dtype=torch.int32) - _pick(start, which)
+    span = _pick(width.int(), which)
+    line = within // span
+    column = _pick(left.int(), which) + within - line * span
+    return _pick(chosen.int(), which), column, _pick(top.int(), which) + line
 
 
 class _Blend(torch.autograd.Function):
@@ -107,26 +115,28 @@ class _Blend(torch.autograd.Function):
     def forward(ctx: Any, *inputs: Any) -> Tensor:
         centres, conics, opacities, features, boxes, band = inputs
         gaussian, column, row = _pairs(boxes, band)
-        dx = column + 0.5 - centres[:, 0][gaussian]
-        dy = row - boxes.first_row[gaussian] + 0.5 - centres[:, 1][gaussian]
-        a, b, c = (part[gaussian] for part in conics.unbind(1))
-        alpha = opacities[gaussian] * (-0.5 * (a * dx * dx + c * dy * dy) - b * dx * dy).exp()
-        kept = (alpha >= ALPHA_LEAST).nonzero()[:, 0]
-        pixel, order = ((row - band[0]) * boxes.width + column)[kept].int().sort(stable=True)
-        kept = kept[order]
-        gaussian, dx, dy, alpha, pixel = gaussian[kept], dx[kept], dy[kept], alpha[kept], pixel.long()
+        x, y = centres.unbind(1)
+        # In rows of the stack, but from the Gaussian's own image on: small numbers keep their last digits.
+        dx = column + 0.5 - _pick(x, gaussian)
+        dy = row - _pick(boxes.first_row.int(), gaussian) + 0.5 - _pick(y, gaussian)
+        a, b, c = (_pick(part, gaussian) for part in conics.unbind(1))
+        alpha = _pick(opacities, gaussian) * (-0.5 * (a * dx * dx + c * dy * dy) - b * dx * dy).exp()
+        kept = (alpha >= ALPHA_LEAST).nonzero()[:, 0].int()
+        pixel, order = _pick((row - band[0]) * boxes.width + column, kept).sort(stable=True)
+        kept = _pick(kept, order)
+        gaussian, dx, dy, alpha = (_pick(values, kept) for values in (gaussian, dx, dy, alpha))
         # One segment a pixel: where each begins, and to which one a pair belongs.
         begins = torch.ones_like(pixel, dtype=torch.bool)
         begins[1:] = pixel[1:] != pixel[:-1]
-        segment, first = begins.cumsum(0) - 1, begins.nonzero()[:, 0]
+        segment, first = begins.cumsum(0, dtype=torch.int32) - 1, begins.nonzero()[:, 0]
         # In float64: the sum runs over all pixels, and what counts are differences within one.
         light = torch.log1p(-alpha.clamp_max(ALPHA_MOST).double())
         before = light.cumsum(0) - light
-        transmittance = (before - before[first][segment]).exp().to(alpha)
+        transmittance = (before - _pick(before[first], segment)).exp().to(alpha)
         weights = alpha.clamp_max(ALPHA_MOST) * transmittance
         pixels = (band[1] - band[0]) * boxes.width
         image = [
-            weights.new_zeros(pixels).index_add_(0, pixel, weights * channel[gaussian])
+            weights.new_zeros(pixels).index_add_(0, pixel, weights * _pick(channel, gaussian))
             for channel in features.unbind(1)
         ]
         ctx.save_for_backward(
@@ -145,20 +155,23 @@ class _Blend(torch.autograd.Function):
 
         by_weight, of_features = torch.zeros_like(weights), []
         for grad, channel in zip(grads[0].unbind(1), features.unbind(1), strict=True):
-            above = grad[pixel]
-            by_weight += above * channel[gaussian]
+            above = _pick(grad, pixel)
+            by_weight.addcmul_(above, _pick(channel, gaussian))
             of_features.append(gather(weights * above))
         # A Gaussian adds its own light, and dims what is behind it in the same pixel.
         share = (weights * by_weight).double()
         upto = share.cumsum(0)
-        total = share.new_zeros(len(first)).index_add_(0, segment, share)
-        behind = total[segment] - (upto - (upto - share)[first][segment])
+        # Of a pixel's sum, what comes after a pair: the sum at the pixel's end less the sum up to here.
+        ends = torch.cat([first, first.new_full((1,), len(upto))])[1:] - 1
+        behind = _pick(upto[ends], segment) - upto
         by_alpha = transmittance * by_weight - behind.to(alpha) / (1 - clamped)
         by_power = torch.where(alpha < ALPHA_MOST, by_alpha * alpha, 0)
-        a, b, c = (part[gaussian] for part in conics.unbind(1))
+        a, b, c = (_pick(part, gaussian) for part in conics.unbind(1))
         of_centres = [gather(by_power * (a * dx + b * dy)), gather(by_power * (b * dx + c * dy))]
-        of_conics = [gather(-0.5 * by_power * dx * dx), gather(-by_power * dx * dy), gather(-0.5 * by_power * dy * dy)]
-        of_opacities = gather(by_power) / opacities.clamp_min(1e-12)
+        by_dx = by_power * dx
+        of_conics = [gather(-0.5 * by_dx * dx), gather(-by_dx * dy), gather(-0.5 * by_power * dy * dy)]
+        # The power's derivative by the opacity is 1 / opacity; what is too faint has no pairs.
+        of_opacities = gather(by_power) / opacities.clamp_min(ALPHA_LEAST)
         return (
             torch.stack(of_centres, 1),
             torch.stack(of_conics, 1),
