@@ -201,7 +201,7 @@ def test_hash_grid_total_variation_moves_on_and_resumes() -> None:
     with torch.no_grad():
         scene.table.normal_(generator=seeded(5))  # type: ignore[operator]
     first = scene.total_variation()
-    scene.after_step(0)
+    scene.after_step(0, 0.0, None, seeded())
     assert scene.total_variation() != first
     other.load_state_dict(scene.state_dict())
     assert torch.equal(other.total_variation(), scene.total_variation())

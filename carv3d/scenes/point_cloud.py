@@ -53,8 +53,10 @@ def read(path: Path | str, bound: float) -> PointCloud:
         with warnings.catch_warnings(), np.errstate(all="ignore"):  # what is wrong is said below, once
             warnings.simplefilter("ignore")
             loaded: Any = trimesh.load(path, file_type="ply", process=False)
-            positions = np.array(loaded.vertices, np.float32).reshape(-1, 3)
-            colours = loaded.colors if isinstance(loaded, trimesh.PointCloud) else loaded.visual.vertex_colors
+            # Without points trimesh gives an empty scene.
+            positions = np.array(getattr(loaded, "vertices", ()), np.float32).reshape(-1, 3)
+            visual = loaded if isinstance(loaded, trimesh.PointCloud) else getattr(loaded, "visual", None)
+            colours = getattr(visual, "colors", getattr(visual, "vertex_colors", None))
     except (ValueError, KeyError, IndexError, AttributeError, TypeError, UnicodeDecodeError) as error:
         reason = " ".join(str(error).split())[:100]
         raise UserError(f"{path} is not a point cloud: give a .ply with vertex columns x, y, z ({reason})") from None
