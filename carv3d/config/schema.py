@@ -149,9 +149,8 @@ class Renderer:
 
     background: Any = "white"  # white | random | learned | [r, g, b] in 0..1
     backend: Literal["auto", "torch", "gsplat"] = "auto"  # of Gaussians; auto: gsplat on CUDA if it works, else torch
-    # The rest is of fields.
-    samples: int = 64  # along a ray
-    occupancy_resolution: int = 32  # cells along a side of the mask that skips empty space; 0: no mask
+    samples: int = 64  # of fields: along a ray
+    occupancy_resolution: int = 32  # of fields: cells along a side of the mask that skips empty space; 0: no mask
     occupancy_every: int = 16  # steps between its refreshes
     occupancy_threshold: float = 0.1  # most opacity that a ray may lose to what the mask skips; 0: nothing
 
@@ -178,13 +177,11 @@ class Regularisers:
 
     sparsity: Ramp = field(default_factory=Ramp)  # mean opacity
     opacity: Ramp = field(default_factory=Ramp)  # opacity (1 - opacity): pixels are full or empty
-    # Of fields only:
-    orientation: Ramp = field(default_factory=Ramp)  # normals that face away from the camera
-    total_variation: Ramp = field(default_factory=Ramp)  # squared differences of neighbouring field values
-    # Of Gaussians only, means over them:
-    gaussian_opacity: Ramp = field(default_factory=Ramp)  # opacity
-    gaussian_scale: Ramp = field(default_factory=Ramp)  # std, share of the bound
-    gaussian_position: Ramp = field(default_factory=Ramp)  # squared distance from the origin, share of the bound
+    orientation: Ramp = field(default_factory=Ramp)  # of fields: normals that face away from the camera
+    total_variation: Ramp = field(default_factory=Ramp)  # of fields: squared differences of neighbouring values
+    gaussian_opacity: Ramp = field(default_factory=Ramp)  # of Gaussians: mean opacity
+    gaussian_scale: Ramp = field(default_factory=Ramp)  # of Gaussians: mean std, share of the bound
+    gaussian_position: Ramp = field(default_factory=Ramp)  # of Gaussians: mean squared distance from the origin
 
 
 @dataclass
