@@ -58,6 +58,7 @@ setup(
         "xatlas>=0.0.9",
     ],
     extras_require={
+        "gsplat": ["gsplat>=1.5"],  # draws Gaussians on CUDA; builds its kernels at the first use
         "test": ["hypothesis>=6", "pytest>=8"],
         "dev": ["mypy>=1.11", "ruff>=0.6"],
     },

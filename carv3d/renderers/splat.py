@@ -126,8 +126,8 @@ def _boxes(projected: Projected, height: int, width: int) -> Boxes:
 def _normals(depth: Tensor, origins: Tensor, directions: Tensor) -> Tensor:
     """Unit normals (R, 3, H, W) towards the camera, of the surface at distances (R, 1, H, W) along the rays.
 
-    The cross product of the surface's steps from pixel to pixel (2-D Gaussian Splatting, arXiv 2403.17888, equation
-    14); of the steps to both sides the one that jumps less, or else every silhouette would have a rim.
+    The cross product of the surface's steps from pixel to pixel (as in 2-D Gaussian Splatting, arXiv 2403.17888); of
+    the steps to both sides the one that jumps less, or else every silhouette would have a rim.
     """
     points = (origins + depth[:, 0, ..., None] * directions).permute(0, 3, 1, 2)
     right = _step(points, depth, 3)

@@ -6,7 +6,7 @@ Every Gaussian is expanded to the pixels of its bounding box, all Gaussians at o
     alpha_i = min(0.999, o_i exp(-d^T C_i d / 2))       C_i: inverse 2-D covariance, d: pixel centre - centre
     w_i     = alpha_i prod_{j before i} (1 - alpha_j)   pixel = sum_i w_i f_i
 
-(Kerbl et al. 2023, arXiv 2308.04079, equations 2 and 3.) The gradients are written out, as there: they need two
+(Kerbl et al. 2023, arXiv 2308.04079, equation 3.) The gradients are written out, as there: they need two
 sums over the same pairs, where autograd would keep a dozen copies of them.
 """
 

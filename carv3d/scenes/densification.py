@@ -114,7 +114,7 @@ def _densify(scene: Gaussians, rule: Densification, generator: torch.Generator) 
     scene.positions[first] += offsets[0] * split[:, None]
     scene.positions[second] += offsets[1]
     # Two halves are smaller; two twins hide together as much as the one did: 1 - (1 - a)^2 is its opacity
-    # (Rota Bulò et al. 2024, arXiv 2404.06109, equation 9).
+    # (Rota Bulò et al. 2024, arXiv 2404.06109).
     halves = torch.cat([first[split], second[split]])
     scene.log_scales[halves] -= torch.log(torch.tensor(_SHRINK))
     twins = torch.cat([first[~split], second[~split]])
