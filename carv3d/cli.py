@@ -101,6 +101,8 @@ def generate(
         config.force = config.force or force
         validate(config)
         require_prompt(config)
+        import torch
+
         from carv3d import build
         from carv3d.generation import cores
         from carv3d.runs import Run
@@ -111,7 +113,10 @@ def generate(
         config.device, config.threads = str(device), config.threads or cores()
         if getattr(config.teacher, "path", "builtin") == "builtin" and not config.force:
             parse(config.prompt)
-        teacher = build.teacher(config, device)  # before the folder is made: nothing is left of a mistake
+        # Before the folder is made: nothing is left of a mistake.
+        teacher = build.teacher(config, device)
+        build.scene(config, torch.Generator(device))
+        build.renderer(config, device)
         with Run.create(config, source.stem, shlex.join(sys.argv), folder=output, device=device) as run:
             _finish(run, resume=False, teacher=teacher, as_json=as_json)
 

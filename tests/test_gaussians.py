@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import json
 import math
 from dataclasses import replace
 from importlib.util import find_spec
@@ -15,7 +16,7 @@ from rich.console import Console
 from scipy.special import sph_harm_y
 from torch import Tensor
 
-from carv3d import results
+from carv3d import backends, results
 from carv3d.allocation import Allocation
 from carv3d.cameras import Cameras
 from carv3d.config import Config, Ramp, schema, validate
@@ -30,6 +31,7 @@ from carv3d.scenes.spherical_harmonics import basis
 from carv3d.scenes.splat_file import to_ply
 from carv3d.teachers import ExactTeacher
 from carv3d.training import Trainer
+from tests.test_cli import carv3d
 
 
 def seeded(seed: int = 0) -> torch.Generator:
@@ -429,6 +431,23 @@ def test_a_run_leaves_pictures_a_mesh_and_splats(tmp_path: Path, teacher: ExactT
     torch.testing.assert_close(look(again, views).rgb, look(trained.scene, views).rgb)  # type: ignore[arg-type]
 
 
+def test_the_command_line_takes_gaussians(tmp_path: Path, capsys: pytest.CaptureFixture[str]) -> None:
+    """Generate from the shipped config, export the splats again, evaluate; a bad file leaves no folder."""
+    out = str(tmp_path / "run")
+    quick = ["teacher.type=exact", "teacher.views=20", "teacher.neighbours=4", "threads=1", "training.steps=4"]
+    quick += ["scene.count=100", "turntable.frames=2", "turntable.size=32", "mesh.formats=[ply]", "mesh.resolution=24"]
+    quick += ["scene.opacity=0.6", "mesh.texture=vertex", "training.preview_every=0", "--output", out]
+    bad = tmp_path / "bad.ply"
+    bad.write_text(_ply(f"element vertex 1\n{XYZ}", "0 nan 0\n"))
+    code, _, err = carv3d("generate", "gaussians", "a red cone", f"scene.points={bad}", *quick, capsys=capsys)
+    assert code == 2 and "1 of 1 points are not finite" in err and not Path(out).exists()
+    assert carv3d("generate", "gaussians", "a red cone", *quick, capsys=capsys)[0] == 0
+    code, said, _ = carv3d("export", out, "--format", "splat", "--json", capsys=capsys)
+    assert code == 0 and [Path(file).name for file in json.loads(said)["files"]] == ["splat.ply"]
+    code, said, _ = carv3d("evaluate", out, "--json", capsys=capsys)
+    assert code == 0 and json.loads(said)["mesh_iou"] > 0
+
+
 # ------------------------------------------------------------------------------------ files and meshes
 
 
@@ -583,6 +602,16 @@ def test_gsplat_without_cuda_is_refused_and_auto_is_torch() -> None:
     assert SplatRenderer(backend="auto", device=torch.device("cpu")).backend == "torch"
     with pytest.raises(UserError, match=r"renderer\.backend=gsplat, but gsplat .*: use renderer\.backend=torch"):
         SplatRenderer(backend="gsplat", device=torch.device("cpu"))
+
+
+def test_doctor_tries_every_backend() -> None:
+    """One line each: its time where it runs, the reason where it does not; what is optional is no failure."""
+    found = {trial.name: trial for trial in backends.examine()}
+    assert list(found) == ["torch splat", "gsplat", "torch volume", "nerfacc"]
+    assert all(trial.ok and "\n" not in trial.found for trial in found.values())
+    for name in ("torch splat", "torch volume"):
+        assert " ms (64 x 64" in found[name].found
+    assert found["gsplat"].found and (torch.cuda.is_available() or " ms" not in found["gsplat"].found)
 
 
 @pytest.mark.gpu
