@@ -201,7 +201,7 @@ def _training(config: schema.Config) -> Iterator[_Rule]:
         yield f"regularisers.{key}", weight, min(weight.first, weight.last) >= 0, "at least 0"
         other = key in ("orientation", "total_variation") if gaussians else key.startswith("gaussian_")
         unused = not other or max(weight.first, weight.last) == 0
-        yield f"regularisers.{key}", weight, unused, f"0 with scene.type={config.scene.type}, which has no such term"
+        yield f"regularisers.{key}", weight, unused, f"0 (scene.type={config.scene.type} has no such term)"
     yield from _at_least(config.training, "training", steps=1, preview_every=0, checkpoint_every=0)
     yield from _at_least(config.training, "training", keep_checkpoints=1)
 
@@ -210,7 +210,8 @@ def _outputs(config: schema.Config) -> Iterator[_Rule]:
     formats = config.mesh.formats
     known = (*MESH_FORMATS, SPLAT_FORMAT) if isinstance(config.scene, schema.Gaussians) else MESH_FORMATS
     allowed = all(kind in known for kind in formats)
-    yield "mesh.formats", formats, allowed, f"a list of some of {', '.join(known)}"
+    others = "" if SPLAT_FORMAT in known else f" ({SPLAT_FORMAT} is of scene.type=gaussians)"
+    yield "mesh.formats", formats, allowed, f"a list of some of {', '.join(known)}{others}"
     yield from _at_least(config.mesh, "mesh", resolution=2, faces=0, texture_size=1)
     threshold = config.mesh.threshold
     yield "mesh.threshold", threshold, 0 < threshold < 1, "a share of the light, above 0 and below 1"
