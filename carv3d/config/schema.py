@@ -113,8 +113,8 @@ class Gaussians:
     opacity: float = 0.1  # initial
     degree: int = 0  # of the spherical harmonics, 0 to 3: how colour depends on the direction
     lr_position: float = 0.1  # shares of optimizer.lr
-    lr_scale: float = 0.2  # of the logarithms of the stds
-    lr_rotation: float = 0.2  # of the quaternions
+    lr_scale: float = 0.15  # of the logarithms of the stds
+    lr_rotation: float = 0.15  # of the quaternions
     lr_opacity: float = 1.0  # of the logits
     lr_colour: float = 1.0  # of the colours; what depends on the direction learns 20 times slower
     densify: Densification = field(default_factory=Densification)
