@@ -82,7 +82,7 @@ class SplatRenderer(Renderer[Gaussians]):
 
 
 def _choose(backend: Backend, device: torch.device) -> Literal["torch", "gsplat"]:
-    if backend == "torch" or (backend == "auto" and device.type != "cuda"):
+    if backend == "torch":
         return "torch"
     problem = gsplat_backend.problem(device)
     if problem is None:

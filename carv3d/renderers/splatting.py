@@ -66,8 +66,8 @@ def composite(centres: Tensor, conics: Tensor, opacities: Tensor, features: Tens
     if len(bands) == 1:
         return _blend(*arguments, boxes, bands[0])
     # Of a large image only one band's pairs are held at a time; the backward pass makes them again.
-    parts = [checkpoint(_blend, *arguments, boxes, band, use_reentrant=False) for band in bands]
-    return torch.cat([part for part in parts if isinstance(part, Tensor)])
+    parts: list[Any] = [checkpoint(_blend, *arguments, boxes, band, use_reentrant=False) for band in bands]
+    return torch.cat(parts)
 
 
 def _bands(boxes: Boxes) -> Iterator[tuple[int, int]]:
