@@ -59,6 +59,8 @@ setup(
         "xatlas>=0.0.9",
     ],
     extras_require={
+        "gsplat": ["gsplat>=1.5"],  # draws Gaussians on CUDA; builds its kernels at the first use
+        "t5": ["protobuf>=4", "sentencepiece>=0.2"],  # reads the tokenizers of Stable Diffusion 3 and DeepFloyd IF
         "test": ["hypothesis>=6", "pytest>=8"],
         "dev": ["mypy>=1.11", "ruff>=0.6"],
     },

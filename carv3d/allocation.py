@@ -66,6 +66,8 @@ class Allocation:
         gradient = Gradient(z, parameters)
         pair = torch.stack([gradient(fbar / len(z)) for fbar in (first, second)])
         mean = pair.mean(0)
+        if self._last is not None and self._last.shape != mean.shape:
+            self._last = None  # the scene's parts are others by now
         last = mean if self._last is None else self._last.to(mean.device)
         squares = [
             (pair[0] - pair[1]).square().sum(dtype=torch.float64),

@@ -13,8 +13,8 @@ from carv3d.config import schema
 from carv3d.errors import UserError
 from carv3d.loss import Carv
 from carv3d.prompts import ViewPrompts
-from carv3d.renderers import VolumeRenderer
-from carv3d.scenes import HashGrid, Scene, VoxelGrid
+from carv3d.renderers import Renderer, SplatRenderer, VolumeRenderer
+from carv3d.scenes import Densification, Gaussians, HashGrid, Scene, VoxelGrid
 from carv3d.teachers import DiffusersTeacher, ExactTeacher, Teacher
 
 
@@ -50,18 +50,38 @@ def teacher(config: schema.Config, device: torch.device) -> Teacher:
     return DiffusersTeacher(**arguments, views=ViewPrompts(**asdict(config.views)), force=config.force, device=device)
 
 
-def scene(config: schema.Config, rng: torch.Generator) -> Scene:
-    """A freshly initialised scene, on the generator's device."""
+def scene(config: schema.Config, rng: torch.Generator, *, fresh: bool = True) -> Scene:
+    """A freshly initialised scene, on the generator's device.
+
+    Args:
+        config: what it is.
+        rng: draws its start.
+        fresh: False if a checkpoint's scene will be loaded into it: then no file that a run starts from is read.
+
+    Raises:
+        UserError: the point cloud to start from will not do.
+    """
+    if isinstance(config.scene, schema.Gaussians):
+        arguments = _fields(config.scene) | {"densify": Densification(**asdict(config.scene.densify))}
+        if not fresh:
+            arguments |= {"points": "", "count": 1}
+        return Gaussians(**arguments, generator=rng)
     kind = HashGrid if isinstance(config.scene, schema.HashGrid) else VoxelGrid
     return kind(**_fields(config.scene), generator=rng).to(rng.device)
 
 
-def renderer(config: schema.Config, device: torch.device) -> VolumeRenderer:
-    """The volume renderer, its occupancy not yet looked at."""
+def renderer(config: schema.Config, device: torch.device) -> Renderer[Any]:
+    """The renderer of the config's kind of scene; a volume renderer's occupancy is not yet looked at.
+
+    Raises:
+        UserError: the config asks for a backend that does not work here.
+    """
     arguments = asdict(config.renderer)
-    if isinstance(arguments["background"], list):
-        arguments["background"] = tuple(arguments["background"])
-    return VolumeRenderer(**arguments).to(device)
+    backend, background = arguments.pop("backend"), arguments.pop("background")
+    background = tuple(background) if isinstance(background, list) else background
+    if isinstance(config.scene, schema.Gaussians):
+        return SplatRenderer(background=background, backend=backend, device=device).to(device)
+    return VolumeRenderer(background=background, **arguments).to(device)
 
 
 def camera_sampler(config: schema.Config) -> CameraSampler:

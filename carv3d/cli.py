@@ -101,6 +101,8 @@ def generate(
         config.force = config.force or force
         validate(config)
         require_prompt(config)
+        import torch
+
         from carv3d import build
         from carv3d.generation import cores
         from carv3d.runs import Run
@@ -111,7 +113,10 @@ def generate(
         config.device, config.threads = str(device), config.threads or cores()
         if getattr(config.teacher, "path", "builtin") == "builtin" and not config.force:
             parse(config.prompt)
-        teacher = build.teacher(config, device)  # before the folder is made: nothing is left of a mistake
+        # Before the folder is made: nothing is left of a mistake.
+        teacher = build.teacher(config, device)
+        build.scene(config, torch.Generator(device))
+        build.renderer(config, device)
         with Run.create(config, source.stem, shlex.join(sys.argv), folder=output, device=device) as run:
             _finish(run, resume=False, teacher=teacher, as_json=as_json)
 
@@ -169,7 +174,7 @@ def render(
 @app.command()
 def export(
     run_path: RunPath,
-    formats: Annotated[str | None, typer.Option("--format", help="glb, obj, ply; several with commas.")] = None,
+    formats: Annotated[str | None, typer.Option("--format", help="glb, obj, ply, splat; several with commas.")] = None,
     resolution: Annotated[int | None, typer.Option(min=8, help="Cells along a side of the isosurface grid.")] = None,
     threshold: Annotated[
         float | None, typer.Option(help="Share of the light absorbed at the surface; lower: fatter.")
@@ -180,13 +185,13 @@ def export(
     output: Annotated[Path | None, typer.Option(help="Folder; default: RUN/mesh.")] = None,
     as_json: AsJson = False,
 ) -> None:
-    """Write a run's object as a mesh.
+    """Write a run's object as a mesh; of Gaussians also as a .ply that splat viewers open.
 
     Example: `carv3d export outputs/shapes/a-red-mushroom-1 --format glb,obj --resolution 192`
     """
     from carv3d.config import load, validate
     from carv3d.generation import load_trained, set_threads
-    from carv3d.results import export_mesh
+    from carv3d.results import export as export_files
     from carv3d.runs import Run, disk_errors
 
     with Run.open(run_path) as run:
@@ -204,19 +209,17 @@ def export(
         set_threads(config)
         folder = output or run.mesh
         with disk_errors(folder), _console.status("meshing"):
-            mesh, files = export_mesh(load_trained(run).scene, config.mesh, folder)
-    report: dict[str, Any] = {
-        "files": [str(f) for f in files],
-        "vertices": len(mesh.vertices),
-        "faces": len(mesh.faces),
-        **mesh.info,
-    }
+            mesh, files = export_files(load_trained(run).scene, config.mesh, folder)
+    report: dict[str, Any] = {"files": [str(f) for f in files]}
+    if mesh is not None:
+        report |= {"vertices": len(mesh.vertices), "faces": len(mesh.faces), **mesh.info}
     if as_json:
         print(json.dumps(report))
     else:
         for file in report["files"]:
             _console.print(file)
-        _console.print(f"{report['faces']} faces, closed: {'yes' if mesh.info['watertight'] else 'no'}")
+        if mesh is not None:
+            _console.print(f"{report['faces']} faces, closed: {'yes' if mesh.info['watertight'] else 'no'}")
 
 
 @app.command()

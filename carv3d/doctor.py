@@ -6,13 +6,13 @@ import shutil
 import sys
 import tempfile
 from dataclasses import dataclass
-from importlib.metadata import PackageNotFoundError, version
 from pathlib import Path
 
 import psutil
 import torch
 
 from carv3d import build
+from carv3d.backends import examine as examine_backends
 from carv3d.config import Config
 from carv3d.config.schema import DiffusersTeacher
 from carv3d.errors import UserError
@@ -41,7 +41,7 @@ def examine(config: Config | None = None) -> list[Finding]:
         Finding("torch", True, str(torch.__version__)),
         Finding("cpu", True, f"{cpu_name()}, {cores()} cores"),
         Finding("cuda", True, _cuda()),
-        Finding("nerfacc", True, _installed("nerfacc")),
+        *(Finding(f"backend {backend.name}", backend.ok, backend.found) for backend in examine_backends()),
     ]
     try:
         teacher = Teacher()
@@ -121,13 +121,6 @@ def _cuda() -> str:
         return "none; runs go to the CPU"
     free, total = torch.cuda.mem_get_info()
     return f"{torch.cuda.get_device_name()}, {free / 2**30:.1f} of {total / 2**30:.1f} GiB free"
-
-
-def _installed(package: str) -> str:
-    try:
-        return version(package)
-    except PackageNotFoundError:
-        return "not installed"
 
 
 def _video() -> Finding:

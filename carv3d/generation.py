@@ -18,7 +18,7 @@ from carv3d import build, results
 from carv3d.config import Config
 from carv3d.errors import UserError
 from carv3d.progress import progress
-from carv3d.renderers import VolumeRenderer
+from carv3d.renderers import Renderer
 from carv3d.runs import Checkpoint, Run
 from carv3d.scenes import Scene
 from carv3d.teachers import Teacher
@@ -51,7 +51,7 @@ class Trained:
     """
 
     scene: Scene
-    renderer: VolumeRenderer
+    renderer: Renderer[Any]
     step: int
     seconds: float
 
@@ -64,10 +64,11 @@ def load_trained(run: Run, config: Config | None = None, *, step: int | None = N
     """
     config = config or run.config
     if config.device.startswith("cuda") and not torch.cuda.is_available():
-        config.device = "cpu"  # what was trained on a GPU can be looked at without one
+        # What was trained on a GPU can be looked at without one.
+        config.device, config.renderer.backend = "cpu", "auto"
     device = build.device(config)
     checkpoint = run.load_checkpoint(step)
-    scene = build.scene(config, torch.Generator(device))
+    scene = build.scene(config, torch.Generator(device), fresh=False)
     renderer = build.renderer(config, device)
     mine = {k.removeprefix("renderer."): v for k, v in checkpoint.state.items() if k.startswith("renderer.")}
     try:
@@ -85,7 +86,7 @@ def load_trainer(run: Run, step: int | None = None) -> Trainer:
         UserError: see `load_trained`; or the run's teacher or device is not there.
     """
     checkpoint = run.load_checkpoint(step)
-    trainer = Trainer(run.config)
+    trainer = Trainer(run.config, fresh=False)
     _restore(run, trainer, checkpoint)
     return trainer
 
@@ -118,9 +119,10 @@ def generate(run: Run, *, resume: bool, console: Console, teacher: Teacher | Non
     """
     config = run.config
     set_threads(config)
-    trainer = Trainer(config, teacher)
+    resume = resume and bool(run.checkpoints.paths())
+    trainer = Trainer(config, teacher, fresh=not resume)
     seconds = 0.0
-    if resume and run.checkpoints.paths():
+    if resume:
         checkpoint = run.load_checkpoint()
         _restore(run, trainer, checkpoint)
         seconds = float(checkpoint.info["seconds"])
@@ -213,8 +215,8 @@ def _make_results(run: Run, trainer: Trainer, progress: Progress) -> None:
     )
     if config.mesh.formats:
         task = progress.add_task("mesh", total=1, figures="")
-        mesh, _ = results.export_mesh(scene, config.mesh, run.mesh)
-        progress.update(task, completed=1, figures=f"{len(mesh.faces)} faces")
+        mesh, _ = results.export(scene, config.mesh, run.mesh)
+        progress.update(task, completed=1, figures=f"{len(mesh.faces)} faces" if mesh else "")
 
 
 class _Interruption:

@@ -1,11 +1,13 @@
-"""What the loss asks of a scene besides the teacher's opinion: each function returns a scalar."""
+"""What the loss asks of a render besides the teacher's opinion: each function returns a scalar.
+
+What it asks of the scene itself is the scene's to say: `Scene.penalties`.
+"""
 
 from __future__ import annotations
 
 from torch import Tensor
 
 from carv3d.renderers import Render
-from carv3d.scenes import Scene
 
 
 def sparsity(render: Render) -> Tensor:
@@ -35,8 +37,3 @@ def orientation(render: Render) -> Tensor:
     directions = samples.directions[samples.index // per_ray]
     away = (samples.normals * directions).sum(-1).clamp_min(0)
     return (weights * away.square()).sum() / rays
-
-
-def total_variation(scene: Scene) -> Tensor:
-    """The scene's own roughness; see `Scene.total_variation`."""
-    return scene.total_variation()

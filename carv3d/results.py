@@ -4,6 +4,7 @@ from __future__ import annotations
 
 from collections.abc import Callable
 from pathlib import Path
+from typing import Any
 
 import torch
 import torch.nn.functional as F
@@ -13,10 +14,11 @@ from carv3d.cameras import Cameras, CameraSampler, orbit
 from carv3d.config.schema import Mesh as MeshConfig
 from carv3d.config.schema import Turntable
 from carv3d.images import sheet, write_png, write_video
-from carv3d.mesh import Mesh, bake_texture, extract, save
-from carv3d.renderers import VolumeRenderer
-from carv3d.runs import disk_errors
-from carv3d.scenes import Scene
+from carv3d.mesh import FORMATS, Mesh, bake_texture, extract, save
+from carv3d.renderers import Renderer
+from carv3d.runs import disk_errors, replace_file
+from carv3d.scenes import Gaussians, Scene
+from carv3d.scenes.splat_file import to_ply
 from carv3d.teachers.opinion import opinion
 from carv3d.training import Trainer
 
@@ -27,7 +29,7 @@ _RAYS = 2**16  # a call's memory: rays x samples x channels, forward only
 @torch.no_grad()
 def render_views(
     scene: Scene,
-    renderer: VolumeRenderer,
+    renderer: Renderer[Any],
     cameras: Cameras,
     *,
     normals: bool = False,
@@ -48,7 +50,7 @@ def render_views(
     return torch.cat(rgb), torch.cat(opacity), torch.cat(normal) if normals else None
 
 
-def write_preview(scene: Scene, renderer: VolumeRenderer, sampler: CameraSampler, path: Path) -> None:
+def write_preview(scene: Scene, renderer: Renderer[Any], sampler: CameraSampler, path: Path) -> None:
     """Four sides of the scene as one small PNG, at the size and distance of the training renders."""
     cameras = _around(sampler, 4, 15.0, sampler.height)
     rgb, _, _ = render_views(scene, renderer, cameras)
@@ -66,7 +68,7 @@ def write_opinion(trainer: Trainer, path: Path) -> None:
 
 
 def write_contact_sheet(
-    scene: Scene, renderer: VolumeRenderer, sampler: CameraSampler, path: Path, size: int = 160
+    scene: Scene, renderer: Renderer[Any], sampler: CameraSampler, path: Path, size: int = 160
 ) -> None:
     """Eight views around and above: colour in the first row, normals in the second."""
     rgb, normals = [], []
@@ -80,7 +82,7 @@ def write_contact_sheet(
 
 def write_turntable(
     scene: Scene,
-    renderer: VolumeRenderer,
+    renderer: Renderer[Any],
     sampler: CameraSampler,
     section: Turntable,
     path: Path,
@@ -92,18 +94,32 @@ def write_turntable(
     write_video(rgb, path, section.fps)
 
 
-def export_mesh(scene: Scene, section: MeshConfig, folder: Path) -> tuple[Mesh, list[Path]]:
-    """The scene's surface, coloured, in files of the section's formats."""
-    mesh = extract(
-        scene,
-        resolution=section.resolution,
-        threshold=section.threshold,
-        faces=section.faces or None,
-    )
-    if section.texture == "uv":
-        mesh = bake_texture(mesh, scene, section.texture_size)
+def export(scene: Scene, section: MeshConfig, folder: Path) -> tuple[Mesh | None, list[Path]]:
+    """The scene in files of the section's formats: its surface, coloured, and Gaussians as they are.
+
+    Returns:
+        the mesh, if one of the formats is a mesh's; the files.
+    """
+    mesh, files = None, []
+    formats = [kind for kind in section.formats if kind in FORMATS]
+    if formats:
+        field = scene.field(section.resolution)
+        mesh = extract(
+            field,
+            resolution=section.resolution,
+            threshold=section.threshold,
+            faces=section.faces or None,
+        )
+        if section.texture == "uv":
+            mesh = bake_texture(mesh, field, section.texture_size)
     with disk_errors(folder):
-        return mesh, save(mesh, folder, section.formats)
+        if mesh is not None:
+            files = save(mesh, folder, formats)
+        if "splat" in section.formats and isinstance(scene, Gaussians):
+            folder.mkdir(parents=True, exist_ok=True)
+            replace_file(folder / "splat.ply", to_ply(scene))
+            files.append(folder / "splat.ply")
+    return mesh, files
 
 
 def _around(sampler: CameraSampler, count: int, elevation: float, size: int) -> Cameras:

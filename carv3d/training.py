@@ -16,7 +16,8 @@ from carv3d.cameras import Cameras
 from carv3d.config.schema import Config
 from carv3d.estimator import Estimate
 from carv3d.loss import Carv, check_finite
-from carv3d.regularisers import opacity, orientation, sparsity, total_variation
+from carv3d.moments import carry_moments
+from carv3d.regularisers import opacity, orientation, sparsity
 from carv3d.renderers import Render
 from carv3d.runs import generator_tensors, optimizer_state, optimizer_tensors, restore_generators
 from carv3d.teachers import Teacher
@@ -50,13 +51,17 @@ class Trainer:
         clock: where the time goes; set `clock.running` to measure.
     """
 
-    def __init__(self, config: Config, teacher: Teacher | None = None):
-        """Build everything from the config; a teacher that is already loaded can be passed in."""
+    def __init__(self, config: Config, teacher: Teacher | None = None, *, fresh: bool = True):
+        """Build everything from the config; a teacher that is already loaded can be passed in.
+
+        Args:
+            fresh: False if a state will be loaded: what the scene would start from is then not read.
+        """
         self.config = config
         self.device = build.device(config)
         self.rng = torch.Generator(self.device).manual_seed(config.seed)
         self.teacher = teacher or build.teacher(config, self.device)
-        self.scene = build.scene(config, self.rng)
+        self.scene = build.scene(config, self.rng, fresh=fresh)
         self.renderer = build.renderer(config, self.device)
         self.sampler = build.camera_sampler(config)
         # Of the cameras' sequence: a function of the seed, so that no checkpoint needs it.
@@ -88,7 +93,9 @@ class Trainer:
             norm = torch.nn.utils.get_total_norm(gradients)
             self.optimizer.step()
             self.step_count += 1
-            self.scene.after_step(self.step_count)
+            changed = self.scene.after_step(self.step_count, self.fraction, render.footprints, self.rng)
+            if changed is not None:
+                carry_moments(self.optimizer, list(self.scene.parameters()), changed)
         log = StepLog(self.step_count, found)
         log.figures = {
             "gradient_norm": norm,
@@ -206,8 +213,9 @@ class Trainer:
             total = total + w * opacity(render)
         if (w := weights.orientation.at(fraction)) > 0:
             total = total + w * orientation(render)
-        if (w := weights.total_variation.at(fraction)) > 0:
-            total = total + w * total_variation(self.scene)
+        for name, penalty in self.scene.penalties().items():
+            if (w := getattr(weights, name).at(fraction)) > 0:
+                total = total + w * penalty()
         return total
 
 

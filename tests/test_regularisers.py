@@ -10,9 +10,8 @@ from hypothesis import given
 from hypothesis import strategies as st
 from torch import Tensor
 
-from carv3d.regularisers import opacity, orientation, sparsity, total_variation
+from carv3d.regularisers import opacity, orientation, sparsity
 from carv3d.renderers import RaySamples, Render
-from carv3d.scenes import VoxelGrid
 
 
 def render(alpha: Tensor, samples: RaySamples | None = None) -> Render:
@@ -58,10 +57,3 @@ def test_orientation_needs_normals() -> None:
     for image in (render(torch.zeros(1)), render(torch.zeros(1), samples)):
         with pytest.raises(ValueError, match="normals=True"):
             orientation(image)
-
-
-def test_total_variation_is_the_scenes() -> None:
-    """The loop's regulariser and the scene's own figure are one number."""
-    scene = VoxelGrid(resolution=4, generator=torch.Generator().manual_seed(0))
-    assert torch.equal(total_variation(scene), scene.total_variation())
-    assert total_variation(scene) > 0

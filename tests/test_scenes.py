@@ -10,18 +10,18 @@ from hypothesis import given, settings
 from hypothesis import strategies as st
 from torch import Tensor
 
-from carv3d.scenes import HashGrid, Scene, VoxelGrid
+from carv3d.scenes import HashGrid, RadianceField, VoxelGrid
 
 
 def seeded(seed: int = 0) -> torch.Generator:
     return torch.Generator().manual_seed(seed)
 
 
-def voxels(seed: int = 0, **options: float) -> Scene:
+def voxels(seed: int = 0, **options: float) -> RadianceField:
     return VoxelGrid(**{"resolution": 9, **options}, generator=seeded(seed))  # type: ignore[arg-type]
 
 
-def hashed(seed: int = 0, **options: float) -> Scene:
+def hashed(seed: int = 0, **options: float) -> RadianceField:
     # Three levels fit in the table of 512 entries densely (3^3, 4^3, 7^3 corners), three are hashed.
     small = {"levels": 6, "log2_table": 9, "base_resolution": 2, "finest_resolution": 32, "hidden": 16}
     return HashGrid(**{**small, **options}, generator=seeded(seed))  # type: ignore[arg-type]
@@ -37,7 +37,7 @@ def uniform(count: int, bound: float, seed: int = 1) -> Tensor:
 @BOTH
 @settings(max_examples=20, deadline=None)
 @given(bound=st.floats(0.25, 4.0), seed=st.integers(0, 1000))
-def test_query_is_in_range_and_empty_outside(make: Callable[..., Scene], bound: float, seed: int) -> None:
+def test_query_is_in_range_and_empty_outside(make: Callable[..., RadianceField], bound: float, seed: int) -> None:
     """Renderers rely on density >= 0, rgb in [0, 1], and nothing beyond the cube, whatever its size."""
     scene = make(bound=bound)
     points = uniform(200, 2 * bound, seed)
@@ -52,7 +52,7 @@ def test_query_is_in_range_and_empty_outside(make: Callable[..., Scene], bound: 
 
 
 @BOTH
-def test_blob_is_densest_at_the_centre(make: Callable[..., Scene]) -> None:
+def test_blob_is_densest_at_the_centre(make: Callable[..., RadianceField]) -> None:
     """Optimisation starts from a ball: density falls with the radius, and hardly depends on the direction."""
     scene = make()
     towards = torch.nn.functional.normalize(uniform(50, 1.0), dim=-1)
@@ -77,7 +77,7 @@ def test_voxel_grid_interpolates_its_corners() -> None:
 
 
 @BOTH
-def test_same_generator_same_scene(make: Callable[..., Scene]) -> None:
+def test_same_generator_same_scene(make: Callable[..., RadianceField]) -> None:
     """Initialisation draws from the generator alone, never from torch's global state."""
     first = make(3).state_dict()
     torch.rand(7)
@@ -89,7 +89,7 @@ def test_same_generator_same_scene(make: Callable[..., Scene]) -> None:
 
 
 @BOTH
-def test_gradients_match_finite_differences(make: Callable[..., Scene]) -> None:
+def test_gradients_match_finite_differences(make: Callable[..., RadianceField]) -> None:
     """Every parameter gets the gradient that moving it shows (the hash grid's backward is hand-written)."""
     scene = make().double()
     with torch.no_grad():
@@ -162,7 +162,7 @@ def test_hash_grid_fine_levels_collide_and_coarse_do_not() -> None:
 
 
 @BOTH
-def test_normals_of_the_blob_point_outward(make: Callable[..., Scene]) -> None:
+def test_normals_of_the_blob_point_outward(make: Callable[..., RadianceField]) -> None:
     """The blob's density falls with the radius: its normals are radial."""
     scene = make()
     towards = torch.nn.functional.normalize(uniform(100, 1.0), dim=-1)
@@ -172,7 +172,7 @@ def test_normals_of_the_blob_point_outward(make: Callable[..., Scene]) -> None:
 
 
 @BOTH
-def test_total_variation_and_learning_rates_reach_every_parameter(make: Callable[..., Scene]) -> None:
+def test_total_variation_and_learning_rates_reach_every_parameter(make: Callable[..., RadianceField]) -> None:
     """TV is a positive scalar with a gradient; each parameter is in one group, so that none stays frozen."""
     scene = make()
     value = scene.total_variation()
@@ -201,7 +201,7 @@ def test_hash_grid_total_variation_moves_on_and_resumes() -> None:
     with torch.no_grad():
         scene.table.normal_(generator=seeded(5))  # type: ignore[operator]
     first = scene.total_variation()
-    scene.after_step(0)
+    scene.after_step(0, 0.0, None, seeded())
     assert scene.total_variation() != first
     other.load_state_dict(scene.state_dict())
     assert torch.equal(other.total_variation(), scene.total_variation())

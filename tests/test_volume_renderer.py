@@ -13,12 +13,12 @@ from torch import Tensor
 
 from carv3d.cameras import Cameras
 from carv3d.renderers import Render, VolumeRenderer
-from carv3d.scenes import HashGrid, Scene, VoxelGrid
+from carv3d.scenes import HashGrid, RadianceField, VoxelGrid
 
 gpu = pytest.mark.skipif(not torch.cuda.is_available(), reason="needs a CUDA device")
 
 
-class Solid(Scene):
+class Solid(RadianceField):
     """Constant density and colour inside a ball or a box."""
 
     def __init__(self, *, density: float, radius: float = 0.0, centre: Any = (0, 0, 0), box: Any = None) -> None:
@@ -319,17 +319,17 @@ def test_training_without_a_generator_is_refused() -> None:
 def test_saved_state_gives_the_next_steps_bit_for_bit(kind: str) -> None:
     """Scene, renderer and generator state are all that a step depends on, occupancy included."""
 
-    def make(seed: int) -> tuple[Scene, VolumeRenderer, torch.Generator]:
+    def make(seed: int) -> tuple[RadianceField, VolumeRenderer, torch.Generator]:
         small = {"levels": 3, "log2_table": 8, "base_resolution": 4, "finest_resolution": 16, "hidden": 8}
         generator = seeded(seed)
-        scene: Scene = (
+        scene: RadianceField = (
             VoxelGrid(resolution=10, generator=generator)
             if kind == "voxels"
             else HashGrid(**small, generator=generator)
         )
         return scene, VolumeRenderer(samples=24, background="learned", occupancy_resolution=8), generator
 
-    def steps(scene: Scene, renderer: VolumeRenderer, generator: torch.Generator, at: range) -> Tensor:
+    def steps(scene: RadianceField, renderer: VolumeRenderer, generator: torch.Generator, at: range) -> Tensor:
         groups = scene.parameter_groups(0.1) + renderer.parameter_groups(0.1)
         optimizer = torch.optim.SGD([{k: v for k, v in g.items() if k != "eps"} for g in groups])
         for step in at:
@@ -338,7 +338,7 @@ def test_saved_state_gives_the_next_steps_bit_for_bit(kind: str) -> None:
             optimizer.zero_grad()
             (render.rgb.square().mean() + 0.01 * scene.total_variation()).backward()
             optimizer.step()
-            scene.after_step(step)
+            scene.after_step(step, 0.0, None, generator)
         return render.rgb.detach()
 
     scene, renderer, generator = make(0)
@@ -363,7 +363,7 @@ def test_cuda_equals_cpu(kind: str) -> None:
     results = []
     for device in ("cpu", "cuda"):
         generator = seeded()
-        scene: Scene = (
+        scene: RadianceField = (
             VoxelGrid(resolution=24, generator=generator)
             if kind == "voxels"
             else HashGrid(levels=4, log2_table=10, finest_resolution=64, generator=generator)

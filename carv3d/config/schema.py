@@ -93,6 +93,41 @@ class HashGrid:
 
 
 @dataclass
+class Densification:
+    """When Gaussians are added and removed, and which."""
+
+    every: int = 50  # steps between two times; 0: never
+    begin: float = 0.1  # part of the run in which it happens, fractions
+    end: float = 0.7
+    gradient: float = 2.0  # densified: mean gradient on the image above this many times the mean of all Gaussians
+    split_scale: float = 0.05  # above this size they are split, else cloned; largest std, share of the bound
+    most: int = 10000  # Gaussians there may be
+    prune_opacity: float = 0.02  # fainter ones are removed
+    prune_scale: float = 0.5  # larger ones are removed; largest std, share of the bound
+    reset_every: int = 0  # steps between two resets of the opacities to twice prune_opacity; 0: never
+
+
+@dataclass
+class Gaussians:
+    """A cloud of 3-D Gaussians (splats)."""
+
+    type: Literal["gaussians"] = "gaussians"
+    bound: float = 1.0  # half side of the cube that holds the object, world units
+    points: str = ""  # a .ply point cloud to start from; "": points of a ball
+    count: int = 2000  # points of the ball
+    radius: float = 0.5  # its radius, world units
+    spread: float = 1.0  # initial std, share of the distance to the nearest points
+    opacity: float = 0.1  # initial
+    degree: int = 0  # of the spherical harmonics, 0 to 3: how colour depends on the direction
+    lr_position: float = 0.1  # shares of optimizer.lr
+    lr_scale: float = 0.15  # of the logarithms of the stds
+    lr_rotation: float = 0.15  # of the quaternions
+    lr_opacity: float = 1.0  # of the logits
+    lr_colour: float = 1.0  # of the colours; what depends on the direction learns 20 times slower
+    densify: Densification = field(default_factory=Densification)
+
+
+@dataclass
 class Cameras:
     """Where training renders are taken from; each pair is (low, high), each value in it as likely."""
 
@@ -120,9 +155,10 @@ class Views:
 class Renderer:
     """How a scene becomes an image."""
 
-    samples: int = 64  # along a ray
     background: Any = "white"  # white | random | learned | [r, g, b] in 0..1
-    occupancy_resolution: int = 32  # cells along a side of the mask that skips empty space; 0: no mask
+    backend: Literal["auto", "torch", "gsplat"] = "auto"  # of Gaussians; auto: gsplat on CUDA if it works, else torch
+    samples: int = 64  # of fields: along a ray
+    occupancy_resolution: int = 32  # of fields: cells along a side of the mask that skips empty space; 0: no mask
     occupancy_every: int = 16  # steps between its refreshes
     occupancy_threshold: float = 0.1  # most opacity that a ray may lose to what the mask skips; 0: nothing
 
@@ -149,8 +185,11 @@ class Regularisers:
 
     sparsity: Ramp = field(default_factory=Ramp)  # mean opacity
     opacity: Ramp = field(default_factory=Ramp)  # opacity (1 - opacity): pixels are full or empty
-    orientation: Ramp = field(default_factory=Ramp)  # normals that face away from the camera
-    total_variation: Ramp = field(default_factory=Ramp)  # squared differences of neighbouring field values
+    orientation: Ramp = field(default_factory=Ramp)  # of fields: normals that face away from the camera
+    total_variation: Ramp = field(default_factory=Ramp)  # of fields: squared differences of neighbouring values
+    gaussian_opacity: Ramp = field(default_factory=Ramp)  # of Gaussians: mean opacity
+    gaussian_scale: Ramp = field(default_factory=Ramp)  # of Gaussians: mean std, share of the bound
+    gaussian_position: Ramp = field(default_factory=Ramp)  # of Gaussians: mean squared distance from the origin
 
 
 @dataclass
@@ -177,7 +216,7 @@ class Training:
 class Mesh:
     """What `generate` exports at the end, and the defaults of `export`."""
 
-    formats: list[str] = field(default_factory=lambda: ["glb", "obj", "ply"])  # []: no mesh
+    formats: list[str] = field(default_factory=lambda: ["glb", "obj", "ply"])  # and splat of Gaussians; []: none
     resolution: int = 128  # cells along a side of the isosurface grid
     threshold: float = 0.15  # share of the light absorbed where the surface is, 0 to 1; lower is fatter
     faces: int = 10000  # most triangles after simplification; 0: no simplification
@@ -222,5 +261,5 @@ class Config:
 # The kinds that a section's `type` can name.
 KINDS: dict[str, dict[str, type]] = {
     "teacher": {"diffusers": DiffusersTeacher, "exact": ExactTeacher},
-    "scene": {"voxel_grid": VoxelGrid, "hash_grid": HashGrid},
+    "scene": {"voxel_grid": VoxelGrid, "hash_grid": HashGrid, "gaussians": Gaussians},
 }

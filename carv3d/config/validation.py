@@ -12,7 +12,10 @@ from carv3d.config import schema
 from carv3d.errors import UserError
 
 MESH_FORMATS = ("glb", "obj", "ply")
-"""What `mesh.formats` may hold; `carv3d.mesh.FORMATS` without importing what that needs."""
+"""Of meshes, in `mesh.formats`; `carv3d.mesh.FORMATS` without importing what that needs."""
+
+SPLAT_FORMAT = "splat"
+"""Of Gaussians, in `mesh.formats`."""
 
 
 def validate(config: schema.Config) -> None:
@@ -52,7 +55,7 @@ def _rules(config: schema.Config) -> Iterator[_Rule]:
     yield from _scene(config.scene)
     yield from _teacher(config.teacher)
     yield from _cameras(config)
-    yield from _renderer(config.renderer)
+    yield from _renderer(config)
     yield from _guidance(config.guidance)
     yield from _training(config)
     yield from _outputs(config)
@@ -94,7 +97,11 @@ def _top(config: schema.Config) -> Iterator[_Rule]:
 
 
 def _scene(scene: Any) -> Iterator[_Rule]:
-    yield from _positive(scene, "scene", "bound", "blob_std")
+    yield from _positive(scene, "scene", "bound")
+    if isinstance(scene, schema.Gaussians):
+        yield from _gaussians(scene)
+        return
+    yield from _positive(scene, "scene", "blob_std")
     yield from _at_least(scene, "scene", blob_density=0)
     if isinstance(scene, schema.VoxelGrid):
         yield from _at_least(scene, "scene", resolution=2)
@@ -103,6 +110,23 @@ def _scene(scene: Any) -> Iterator[_Rule]:
         yield from _at_least(scene, "scene", levels=1, features=1, base_resolution=1, hidden=1, layers=1)
         yield from _at_least(scene, "scene", finest_resolution=scene.base_resolution)
         yield "scene.log2_table", scene.log2_table, 1 <= scene.log2_table <= 28, "from 1 to 28"
+
+
+def _gaussians(scene: schema.Gaussians) -> Iterator[_Rule]:
+    rule = scene.densify
+    yield from _at_least(scene, "scene", count=1)
+    yield from _positive(scene, "scene", "radius", "spread")
+    yield "scene.radius", scene.radius, scene.radius <= scene.bound, f"at most scene.bound ({scene.bound:g})"
+    yield "scene.opacity", scene.opacity, 0 < scene.opacity < 1, "between 0 and 1"
+    yield "scene.degree", scene.degree, 0 <= scene.degree <= 3, "from 0 to 3"
+    shares = {f.name: 0 for f in fields(scene) if f.name.startswith("lr_")}
+    yield from _at_least(scene, "scene", **shares)
+    yield from _at_least(rule, "scene.densify", every=0, gradient=0, most=1, reset_every=0)
+    yield from _positive(rule, "scene.densify", "split_scale", "prune_scale")
+    inside = 0 <= rule.begin <= rule.end <= 1
+    yield "scene.densify.begin and .end", [rule.begin, rule.end], inside, "in order and from 0 to 1"
+    # A reset goes to twice the threshold, and that must be an opacity.
+    yield "scene.densify.prune_opacity", rule.prune_opacity, 0 <= rule.prune_opacity < 0.5, "from 0 up to 1/2"
 
 
 def _teacher(teacher: Any) -> Iterator[_Rule]:
@@ -132,7 +156,10 @@ def _cameras(config: schema.Config) -> Iterator[_Rule]:
     yield "views.overhead", views.overhead, -90 <= views.overhead <= 90, "degrees from -90 to 90"
 
 
-def _renderer(renderer: schema.Renderer) -> Iterator[_Rule]:
+def _renderer(config: schema.Config) -> Iterator[_Rule]:
+    renderer = config.renderer
+    fits = renderer.backend != "gsplat" or isinstance(config.scene, schema.Gaussians)
+    yield "renderer.backend", renderer.backend, fits, f"auto or torch with scene.type={config.scene.type}"
     yield from _at_least(renderer, "renderer", samples=1, occupancy_resolution=0, occupancy_every=1)
     cells = renderer.occupancy_resolution
     yield "renderer.occupancy_resolution", cells, cells <= 256, "at most 256"
@@ -168,17 +195,23 @@ def _training(config: schema.Config) -> Iterator[_Rule]:
     inside = len(betas) == 2 and all(0 <= beta < 1 for beta in betas)
     yield "optimizer.betas", betas, inside, "two numbers from 0 up to, not including, 1"
     yield from _positive(config.optimizer, "optimizer", "eps")
+    gaussians = isinstance(config.scene, schema.Gaussians)
     for key in (f.name for f in fields(config.regularisers)):
         weight = getattr(config.regularisers, key)
         yield f"regularisers.{key}", weight, min(weight.first, weight.last) >= 0, "at least 0"
+        other = key in ("orientation", "total_variation") if gaussians else key.startswith("gaussian_")
+        unused = not other or max(weight.first, weight.last) == 0
+        yield f"regularisers.{key}", weight, unused, f"0 (scene.type={config.scene.type} has no such term)"
     yield from _at_least(config.training, "training", steps=1, preview_every=0, opinion_every=0, checkpoint_every=0)
     yield from _at_least(config.training, "training", keep_checkpoints=1)
 
 
 def _outputs(config: schema.Config) -> Iterator[_Rule]:
     formats = config.mesh.formats
-    known = all(kind in MESH_FORMATS for kind in formats)
-    yield "mesh.formats", formats, known, f"a list of some of {', '.join(MESH_FORMATS)}"
+    known = (*MESH_FORMATS, SPLAT_FORMAT) if isinstance(config.scene, schema.Gaussians) else MESH_FORMATS
+    allowed = all(kind in known for kind in formats)
+    others = "" if SPLAT_FORMAT in known else f" ({SPLAT_FORMAT} is of scene.type=gaussians)"
+    yield "mesh.formats", formats, allowed, f"a list of some of {', '.join(known)}{others}"
     yield from _at_least(config.mesh, "mesh", resolution=2, faces=0, texture_size=1)
     threshold = config.mesh.threshold
     yield "mesh.threshold", threshold, 0 < threshold < 1, "a share of the light, above 0 and below 1"

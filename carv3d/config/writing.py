@@ -36,7 +36,7 @@ def describe(config: schema.Config | None = None) -> str:
             if kind != getattr(config, name).type:
                 other = [f"# {inspect.getdoc(of)}", f"{name}:", *_section(of(), True, "  ")]
                 lines += ["", f"# Another {name}:"]
-                lines += [line if line.startswith("#") else f"# {line}" for line in other]
+                lines += [line if line.startswith("#") else f"# {line}".rstrip() for line in other]
     return "".join(f"{line}\n" for line in lines)
 
 

@@ -20,7 +20,7 @@ CHUNK = 2**13
 
 
 class Field(Protocol):
-    """What can be meshed; every carv3d Scene is one."""
+    """What can be meshed: what a carv3d Scene's `field` gives."""
 
     bound: float
 

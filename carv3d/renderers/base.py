@@ -1,10 +1,20 @@
-"""What a renderer returns."""
+"""What a renderer is, and what it returns."""
 
 from __future__ import annotations
 
 from dataclasses import dataclass
+from typing import Any, Generic, Literal, TypeVar
 
+import torch
 from torch import Tensor
+
+from carv3d.scenes.base import Footprints, Scene
+
+Background = Literal["white", "random", "learned"] | tuple[float, float, float]
+SceneKind = TypeVar("SceneKind", bound=Scene)
+
+EMPTY = 1e-4
+"""Below this opacity a pixel's depth is that of the background; it also keeps the division's gradient finite."""
 
 
 @dataclass
@@ -38,6 +48,7 @@ class Render:
             where nothing is hit.
         normal: (R, 3, H, W) world space, weighted by opacity (so its length is at most that), or None.
         samples: what lies behind the pixels, or None from a renderer without rays.
+        footprints: where the scene's parts fell, or None of a scene without parts.
     """
 
     rgb: Tensor
@@ -45,3 +56,42 @@ class Render:
     depth: Tensor
     normal: Tensor | None
     samples: RaySamples | None
+    footprints: Footprints | None = None
+
+
+class Renderer(torch.nn.Module, Generic[SceneKind]):
+    """Makes images of one kind of scene: `renderer(scene, cameras, generator, training=, normals=)` is a `Render`.
+
+    Args:
+        background: "white"; "random", one uniform colour an image in training and white otherwise; "learned",
+            one colour that is a parameter (it starts grey); or an rgb triple in [0, 1].
+    """
+
+    background_rgb: Tensor
+
+    def __init__(self, background: Background = "white") -> None:
+        super().__init__()
+        self.background = background
+        if background == "learned":
+            self.background_logit = torch.nn.Parameter(torch.zeros(3))
+        elif not isinstance(background, str):
+            self.register_buffer("background_rgb", torch.tensor(background), persistent=False)
+        elif background not in ("white", "random"):
+            raise ValueError(f"background must be white, random, learned or (r, g, b), got {background!r}")
+
+    def parameter_groups(self, lr: float) -> list[dict[str, Any]]:
+        """Parameter groups for `torch.optim`: the learned background's colour, or none."""
+        return [{"params": [self.background_logit], "lr": lr}] if self.background == "learned" else []
+
+    def update_occupancy(self, scene: SceneKind, step: int, generator: torch.Generator) -> None:
+        """Called by the loop before each step, for renderers that keep track of where the scene is empty."""
+
+    def backdrop(self, count: int, noise: torch.Generator | None) -> Tensor:
+        """Background colours, (count, 3), on any device; `noise` draws random ones, None is for looking at."""
+        if self.background == "learned":
+            return self.background_logit.sigmoid().expand(count, 3)
+        if not isinstance(self.background, str):
+            return self.background_rgb.expand(count, 3)
+        if self.background == "random" and noise is not None:
+            return torch.rand(count, 3, generator=noise, device=noise.device)
+        return torch.ones(count, 3)

@@ -8,7 +8,7 @@ import torch
 import torch.nn.functional as F
 from torch import Tensor
 
-from carv3d.scenes import Scene
+from carv3d.scenes import RadianceField
 
 
 class Occupancy(torch.nn.Module):
@@ -41,7 +41,7 @@ class Occupancy(torch.nn.Module):
         self.register_buffer("occupied", torch.ones(shape, dtype=torch.bool))
 
     @torch.no_grad()
-    def refresh(self, scene: Scene, generator: torch.Generator) -> None:
+    def refresh(self, scene: RadianceField, generator: torch.Generator) -> None:
         """Look at the scene's density, at one random point of every cell."""
         n, device = self.resolution, self.maximum.device
         axis = torch.arange(n, device=device)

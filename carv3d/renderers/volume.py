@@ -2,40 +2,30 @@
 
 from __future__ import annotations
 
-from typing import Any, Literal
-
 import torch
 from torch import Tensor
 
 from carv3d.cameras import Cameras
-from carv3d.renderers.base import RaySamples, Render
+from carv3d.renderers.base import EMPTY, Background, RaySamples, Render, Renderer
 from carv3d.renderers.compositing import accumulate, render_weights
 from carv3d.renderers.occupancy import Occupancy
-from carv3d.scenes import Scene
-
-Background = Literal["white", "random", "learned"] | tuple[float, float, float]
-
-# Below this opacity a pixel's depth is that of the background; it also keeps the division's gradient finite.
-_EMPTY = 1e-4
+from carv3d.scenes import RadianceField
 
 
-class VolumeRenderer(torch.nn.Module):
-    """Renders a `Scene` by quadrature along the rays through the pixels' centres.
+class VolumeRenderer(Renderer[RadianceField]):
+    """Renders a `RadianceField` by quadrature along the rays through the pixels' centres.
 
     Each ray's stretch inside the scene's cube is cut into `samples` equal intervals. Only samples in occupied
     cells are asked of the scene. The state (occupancy, learned background) is in `state_dict()`.
 
     Args:
         samples: intervals a ray.
-        background: "white"; "random", one uniform colour an image in training and white otherwise; "learned",
-            one colour that is a parameter (it starts grey); or an rgb triple in [0, 1].
+        background: see `Renderer`.
         occupancy_resolution: cells along a side of the cube; 0 asks the scene for every sample inside it.
         occupancy_every: steps between two looks at the scene's density.
         occupancy_threshold: the opacity that a ray may lose to pruning; see `Occupancy`. 0 prunes what is
             exactly empty.
     """
-
-    background_rgb: Tensor
 
     def __init__(
         self,
@@ -46,32 +36,21 @@ class VolumeRenderer(torch.nn.Module):
         occupancy_every: int = 16,
         occupancy_threshold: float = 0.1,
     ) -> None:
-        super().__init__()
+        super().__init__(background)
         self.samples = samples
-        self.background = background
         self.occupancy_every = occupancy_every
         self.occupancy = (
             Occupancy(resolution=occupancy_resolution, threshold=occupancy_threshold) if occupancy_resolution else None
         )
-        if background == "learned":
-            self.background_logit = torch.nn.Parameter(torch.zeros(3))
-        elif not isinstance(background, str):
-            self.register_buffer("background_rgb", torch.tensor(background), persistent=False)
-        elif background not in ("white", "random"):
-            raise ValueError(f"background must be white, random, learned or (r, g, b), got {background!r}")
 
-    def parameter_groups(self, lr: float) -> list[dict[str, Any]]:
-        """Parameter groups for `torch.optim`: the learned background's colour, or none."""
-        return [{"params": [self.background_logit], "lr": lr}] if self.background == "learned" else []
-
-    def update_occupancy(self, scene: Scene, step: int, generator: torch.Generator) -> None:
+    def update_occupancy(self, scene: RadianceField, step: int, generator: torch.Generator) -> None:
         """Called by the loop before each step; looks at the scene every `occupancy_every` steps."""
         if self.occupancy is not None and step % self.occupancy_every == 0:
             self.occupancy.refresh(scene, generator)
 
     def forward(
         self,
-        scene: Scene,
+        scene: RadianceField,
         cameras: Cameras,
         generator: torch.Generator | None = None,
         *,
@@ -110,12 +89,12 @@ class VolumeRenderer(torch.nn.Module):
         opacity = weights.sum(-1, keepdim=True)
         rgb = accumulate(weights, self._scatter(found_rgb, index, t))
         pixels = len(cameras), cameras.height, cameras.width
-        background = self._background(len(cameras), noise).to(rgb)
+        background = self.backdrop(len(cameras), noise).to(rgb)
         rgb = rgb + (1 - opacity) * background.repeat_interleave(cameras.height * cameras.width, 0)
 
         beyond = origins.norm(dim=-1, keepdim=True) + 3**0.5 * scene.bound
-        expected = (weights * t).sum(-1, keepdim=True) / opacity.clamp_min(_EMPTY)
-        depth = torch.where(opacity > _EMPTY, expected, beyond)
+        expected = (weights * t).sum(-1, keepdim=True) / opacity.clamp_min(EMPTY)
+        depth = torch.where(opacity > EMPTY, expected, beyond)
 
         found_normal = scene.normal(points) if normals else None
         normal = None
@@ -141,16 +120,6 @@ class VolumeRenderer(torch.nn.Module):
     def _scatter(values: Tensor, index: Tensor, t: Tensor) -> Tensor:
         """Values (M, D) of the samples kept to all samples, (D, rays, S), 0 elsewhere."""
         return values.new_zeros(values.shape[-1], t.numel()).index_copy(1, index, values.T).view(-1, *t.shape)
-
-    def _background(self, count: int, noise: torch.Generator | None) -> Tensor:
-        """Background colours, (count, 3)."""
-        if self.background == "learned":
-            return self.background_logit.sigmoid().expand(count, 3)
-        if not isinstance(self.background, str):
-            return self.background_rgb.expand(count, 3)
-        if self.background == "random" and noise is not None:
-            return torch.rand(count, 3, generator=noise, device=noise.device)
-        return torch.ones(count, 3)
 
 
 def _cube(origins: Tensor, directions: Tensor, bound: float) -> tuple[Tensor, Tensor]:

@@ -1,27 +1,105 @@
-"""The interface that renderers, the mesh extractor and the training loop see of a field."""
+"""The interfaces that renderers, the mesh extractor and the training loop see of what is optimised."""
 
 from __future__ import annotations
 
-from typing import Any
+from collections.abc import Callable
+from dataclasses import dataclass
+from typing import TYPE_CHECKING, Any
 
 import torch
 from torch import Tensor
 
+if TYPE_CHECKING:
+    from carv3d.mesh.base import Field
+
+
+@dataclass(frozen=True)
+class Footprints:
+    """Where a scene's parts fell on the images of a step, told back to the scene after it.
+
+    Attributes:
+        centres: (R, N, 2) pixels x, y; after the backward pass its `grad` is the loss's.
+        radii: (R, N) pixels, 0 where a part is not seen.
+        height, width: of the images, pixels.
+    """
+
+    centres: Tensor
+    radii: Tensor
+    height: int
+    width: int
+
+
+@dataclass(frozen=True)
+class Succession:
+    """How a scene's parameters follow from those before: row i of each was row `parents[i]`.
+
+    Attributes:
+        parents: (N,) int64.
+        renewed: the parameters whose values are new, so that nothing learned about them holds any more.
+    """
+
+    parents: Tensor
+    renewed: tuple[torch.nn.Parameter, ...] = ()
+
 
 class Scene(torch.nn.Module):
-    """A density and a colour at every point of the cube [-bound, bound]^3; nothing outside it.
+    """What is optimised: an object inside the cube [-bound, bound]^3.
 
     Attributes:
         bound: half the side of the cube, world units.
-        normal_step: distance over which `normal` differentiates the density, world units.
     """
 
-    def __init__(self, *, bound: float, normal_step: float) -> None:
+    def __init__(self, *, bound: float) -> None:
         super().__init__()
         if bound <= 0:
             raise ValueError(f"bound must be positive, got {bound}")
         self.bound = bound
+
+    def parameter_groups(self, lr: float) -> list[dict[str, Any]]:
+        """Parameter groups for `torch.optim`, given the learning rate of the scene's main parameters."""
+        raise NotImplementedError
+
+    def penalties(self) -> dict[str, Callable[[], Tensor]]:
+        """The scene's own regularisers, scalars, by their names in the config's `regularisers`."""
+        return {}
+
+    def after_step(
+        self, step: int, progress: float, footprints: Footprints | None, generator: torch.Generator
+    ) -> Succession | None:
+        """Called by the loop after optimiser step `step`.
+
+        A scene that changes its number of parts gives its parameters new `data` and says where the rows come
+        from; the loop carries what the optimiser knows of them along.
+
+        Args:
+            step: steps done.
+            progress: the share of the run that is done.
+            footprints: from the step's renders; None from a renderer that has none.
+            generator: of the run.
+        """
+        return None
+
+    def field(self, resolution: int) -> Field:
+        """What the mesh extractor reads: density and colour at points, as fine as `resolution` samples a side."""
+        raise NotImplementedError
+
+
+class RadianceField(Scene):
+    """A density and a colour at every point of the cube; nothing outside it.
+
+    Attributes:
+        normal_step: distance over which `normal` differentiates the density, world units.
+    """
+
+    def __init__(self, *, bound: float, normal_step: float) -> None:
+        super().__init__(bound=bound)
         self.normal_step = normal_step
+
+    def penalties(self) -> dict[str, Callable[[], Tensor]]:
+        return {"total_variation": self.total_variation}
+
+    def field(self, resolution: int) -> Field:
+        return self
 
     def query(self, points: Tensor) -> tuple[Tensor, Tensor]:
         """Density and colour at points.
@@ -56,13 +134,6 @@ class Scene(torch.nn.Module):
     def total_variation(self) -> Tensor:
         """How rough the field is: mean squared difference of neighbours, summed over the axes; scalar."""
         raise NotImplementedError
-
-    def parameter_groups(self, lr: float) -> list[dict[str, Any]]:
-        """Parameter groups for `torch.optim`, given the learning rate of the field's main parameters."""
-        raise NotImplementedError
-
-    def after_step(self, step: int) -> None:
-        """Called by the loop after optimiser step `step`."""
 
 
 def blob(points: Tensor, blob_density: float, blob_std: float) -> Tensor:

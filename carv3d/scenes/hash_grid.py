@@ -10,7 +10,7 @@ import torch
 import torch.nn.functional as F
 from torch import Tensor
 
-from carv3d.scenes.base import Scene, blob, inside
+from carv3d.scenes.base import Footprints, RadianceField, blob, inside
 
 # Müller et al., "Instant neural graphics primitives with a multiresolution hash encoding", 2022, section 3.
 _PRIMES = (1, 2_654_435_761, 805_459_861)
@@ -43,7 +43,7 @@ class _WeightedSum(torch.autograd.Function):
         return torch.stack(columns, 1), None, None
 
 
-class HashGrid(Scene):
+class HashGrid(RadianceField):
     """Instant-NGP's field (Müller et al. 2022): ever finer feature grids in hash tables, and a small MLP.
 
     Levels whose grid fits in a table are indexed densely, without collisions. Density is `softplus(MLP +
@@ -164,5 +164,5 @@ class HashGrid(Scene):
         network = [*self.weights, *self.biases]
         return [{"params": [self.table], "lr": lr, "eps": 1e-15}, {"params": network, "lr": 0.1 * lr}]
 
-    def after_step(self, step: int) -> None:
+    def after_step(self, step: int, progress: float, footprints: Footprints | None, generator: torch.Generator) -> None:
         self.tv_start.fill_(_TV_POINTS * (step + 1))

@@ -8,10 +8,10 @@ import torch
 import torch.nn.functional as F
 from torch import Tensor
 
-from carv3d.scenes.base import Scene, blob, inside
+from carv3d.scenes.base import RadianceField, blob, inside
 
 
-class VoxelGrid(Scene):
+class VoxelGrid(RadianceField):
     """Density and rgb logits at the corners of a regular grid, trilinear in between.
 
     Density is `density_scale * softplus(logit + blob)`, colour is `sigmoid(logit)`. The blob is added at

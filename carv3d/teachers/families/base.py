@@ -73,7 +73,7 @@ class Loader:
             network.enable_slicing()
         network = network.eval().requires_grad_(False).to(self.device)
         # diffusers leaves buffers and some layers as they were; transformers has reasons of its own to do so.
-        return network.to(self.dtype) if of_diffusers else network
+        return torch.nn.Module.to(network, self.dtype) if of_diffusers else network
 
     def tokenizer(self, kind: Any, part: str) -> Any:
         """A tokenizer."""

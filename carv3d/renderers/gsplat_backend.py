@@ -1,0 +1,64 @@
+"""gsplat's CUDA rasteriser (Ye et al. 2024, arXiv 2409.06765) behind the call of the torch one."""
+
+from __future__ import annotations
+
+import importlib
+import importlib.util
+from functools import cache
+
+import torch
+from torch import Tensor
+
+from carv3d.cameras import Cameras
+from carv3d.renderers.projection import DILATION, NEAR
+from carv3d.scenes import Footprints, Gaussians
+
+
+@cache
+def problem(device: torch.device) -> str | None:
+    """Why gsplat cannot be used on a device, in one line; None if it can. Builds its kernels the first time."""
+    if importlib.util.find_spec("gsplat") is None:
+        return "gsplat is not installed"
+    if device.type != "cuda" or not torch.cuda.is_available():
+        return "gsplat needs a CUDA device"
+    try:
+        one = torch.ones(1, 3, device=device)
+        view = torch.eye(4, device=device)[None]
+        view[0, 2, 3] = 3
+        intrinsics = torch.tensor([[[8.0, 0, 8], [0, 8, 8], [0, 0, 1]]], device=device)
+        importlib.import_module("gsplat").rasterization(
+            0 * one, torch.eye(4, device=device)[:1], 0.1 * one, 0.5 * one[:, 0], one, view, intrinsics, 16, 16
+        )
+    except Exception as error:  # a compiler's or loader's failure has no type of its own
+        return "gsplat does not run: " + " ".join(str(error).split())[:200]
+    return None
+
+
+def rasterise(scene: Gaussians, colours: Tensor, cameras: Cameras, view: Tensor) -> tuple[Tensor, Footprints]:
+    """Blended colour, depth along the axis, and opacity (R, H, W, 5), and where the Gaussians fell.
+
+    Args:
+        scene: on CUDA.
+        colours: (R, N, 3) in [0, 1].
+        cameras: R cameras.
+        view: (R, 4, 4) world to camera; x right, y down, z forward.
+    """
+    image, opacity, found = importlib.import_module("gsplat").rasterization(
+        means=scene.positions,
+        quats=scene.rotations,
+        scales=scene.scales,
+        opacities=scene.opacities,
+        colors=colours.contiguous(),
+        viewmats=view,
+        Ks=cameras.intrinsics,
+        width=cameras.width,
+        height=cameras.height,
+        near_plane=NEAR,
+        eps2d=DILATION,
+        packed=False,  # one row a Gaussian and render, as the torch path has it
+        render_mode="RGB+D",
+        rasterize_mode="antialiased",
+    )
+    radii = found["radii"].amax(-1).to(image.dtype)
+    footprints = Footprints(found["means2d"], radii, cameras.height, cameras.width)
+    return torch.cat([image, opacity], -1), footprints

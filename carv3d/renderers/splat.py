@@ -1,0 +1,147 @@
+"""Splatting of Gaussians: one call, by plain torch on any device or by gsplat on CUDA."""
+
+from __future__ import annotations
+
+import logging
+from typing import Literal
+
+import torch
+from torch import Tensor
+
+from carv3d.cameras import Cameras
+from carv3d.errors import UserError
+from carv3d.renderers import gsplat_backend
+from carv3d.renderers.base import EMPTY, Background, Render, Renderer
+from carv3d.renderers.projection import Projected, project, views
+from carv3d.renderers.splatting import Boxes, composite
+from carv3d.scenes import Footprints, Gaussians
+
+log = logging.getLogger(__name__)
+
+Backend = Literal["auto", "torch", "gsplat"]
+
+
+class SplatRenderer(Renderer[Gaussians]):
+    """Renders `Gaussians` as Kerbl et al. 2023, with Mip-Splatting's filter.
+
+    Args:
+        background: see `Renderer`.
+        backend: "torch" on any device; "gsplat" on CUDA; "auto" is gsplat where it works, else torch.
+        device: where it will render.
+
+    Raises:
+        UserError: gsplat is asked for and does not work here.
+    """
+
+    def __init__(
+        self, *, background: Background = "white", backend: Backend = "auto", device: torch.device | None = None
+    ) -> None:
+        super().__init__(background)
+        self.backend = _choose(backend, device or torch.device("cpu"))
+
+    def forward(
+        self,
+        scene: Gaussians,
+        cameras: Cameras,
+        generator: torch.Generator | None = None,
+        *,
+        training: bool = True,
+        normals: bool = False,
+    ) -> Render:
+        """Render the scene from R cameras.
+
+        Args:
+            scene: on the cameras' device.
+            cameras: R cameras of H x W pixels.
+            generator: draws the random background; needed in training only.
+            training: random backgrounds.
+            normals: also give normals, of the surface that the depths draw.
+        """
+        if training and generator is None:
+            raise ValueError("rendering for training draws random numbers: pass a generator")
+        towards = torch.nn.functional.normalize(scene.positions - cameras.c2w[:, None, :3, 3], dim=-1)
+        colours = scene.rgb(towards).expand(len(cameras), -1, -1)
+        if self.backend == "gsplat":
+            blended, footprints = gsplat_backend.rasterise(scene, colours, cameras, views(cameras))
+        else:
+            blended, footprints = _rasterise(scene, colours, cameras)
+        if footprints.centres.requires_grad:
+            footprints.centres.retain_grad()
+        rgb, depth, opacity = blended.permute(0, 3, 1, 2).split([3, 1, 1], 1)
+        background = self.backdrop(len(cameras), generator if training else None).to(rgb)
+        rgb = rgb + (1 - opacity) * background[:, :, None, None]
+
+        # Along the camera's axis so far; a ray's own distance is longer.
+        origins, directions = cameras.rays()
+        forward = -cameras.c2w[:, None, None, :3, 2]
+        length = 1 / (directions * forward).sum(-1)[:, None]
+        beyond = origins[:, 0, 0].norm(dim=-1)[:, None, None, None] + 3**0.5 * scene.bound
+        depth = torch.where(opacity > EMPTY, depth / opacity.clamp_min(EMPTY) * length, beyond)
+        normal = _normals(depth, origins, directions) * opacity if normals else None
+        return Render(rgb, opacity, depth, normal, None, footprints)
+
+
+def _choose(backend: Backend, device: torch.device) -> Literal["torch", "gsplat"]:
+    if backend == "torch":
+        return "torch"
+    problem = gsplat_backend.problem(device)
+    if problem is None:
+        return "gsplat"
+    if backend == "gsplat":
+        raise UserError(f"renderer.backend=gsplat, but {problem}: use renderer.backend=torch, or see `carv3d doctor`")
+    log.info("splats are drawn by torch: %s", problem)
+    return "torch"
+
+
+def _rasterise(scene: Gaussians, colours: Tensor, cameras: Cameras) -> tuple[Tensor, Footprints]:
+    """Blended colour, depth along the axis, and opacity, (R, H, W, 5)."""
+    projected = project(scene, cameras)
+    features = torch.cat([colours, projected.depths[..., None], torch.ones_like(colours[..., :1])], -1)
+    blended = composite(
+        projected.centres.flatten(0, 1),
+        projected.conics.flatten(0, 1),
+        projected.opacities.flatten(),
+        features.flatten(0, 1),
+        _boxes(projected, cameras.height, cameras.width),
+    )
+    radii = projected.extents.amax(-1)
+    footprints = Footprints(projected.centres, radii, cameras.height, cameras.width)
+    return blended.view(len(cameras), cameras.height, cameras.width, -1), footprints
+
+
+@torch.no_grad()
+def _boxes(projected: Projected, height: int, width: int) -> Boxes:
+    renders, count = projected.depths.shape
+    limit = projected.centres.new_tensor([width, height])
+    # The pixels whose centres, halves, lie inside.
+    low = (projected.centres - projected.extents - 0.5).ceil().clamp_min(0).minimum(limit)
+    high = (projected.centres + projected.extents - 0.5).floor().add(1).clamp_min(0).minimum(limit)
+    high = torch.where(projected.extents > 0, high, low)
+    (left, top), (right, bottom) = ((edge.view(-1, 2).long().unbind(-1)) for edge in (low, high.maximum(low)))
+    first_row = torch.arange(renders, device=left.device).repeat_interleave(count) * height
+    order = projected.depths.flatten().argsort(stable=True)
+    return Boxes(left, right, top + first_row, bottom + first_row, first_row, order, renders * height, width)
+
+
+def _normals(depth: Tensor, origins: Tensor, directions: Tensor) -> Tensor:
+    """Unit normals (R, 3, H, W) towards the camera, of the surface at distances (R, 1, H, W) along the rays.
+
+    The cross product of the surface's steps from pixel to pixel (as in 2-D Gaussian Splatting, arXiv 2403.17888); of
+    the steps to both sides the one that jumps less, or else every silhouette would have a rim.
+    """
+    points = (origins + depth[:, 0, ..., None] * directions).permute(0, 3, 1, 2)
+    right = _step(points, depth, 3)
+    down = _step(points, depth, 2)
+    return torch.nn.functional.normalize(torch.linalg.cross(down, right, dim=1), dim=1, eps=1e-12)
+
+
+def _step(points: Tensor, depth: Tensor, axis: int) -> Tensor:
+    n = points.shape[axis]
+    if n == 1:
+        return torch.zeros_like(points)
+    steps, jumps = (torch.narrow(x, axis, 1, n - 1) - torch.narrow(x, axis, 0, n - 1) for x in (points, depth))
+    ahead, behind = (
+        [torch.cat(parts, axis) for parts in ([x, torch.narrow(x, axis, n - 2, 1)], [torch.narrow(x, axis, 0, 1), x])]
+        for x in (steps, jumps.abs())
+    )
+    return torch.where(behind[0] <= behind[1], ahead[0], ahead[1])

@@ -1,0 +1,159 @@
+"""Where Gaussians are added, and which are removed.
+
+A Gaussian whose place on the image the teacher keeps wanting to change stands for more than it can show: it gets a
+twin, or if it is large it is cut in two (Kerbl et al. 2023, section 5). What counts is the mean norm of the gradient
+with respect to its centre on the image, over *every* render since the last time. Norms of noisy gradients are mostly
+noise, and how much depends on the teacher and on K; so that the threshold is not one in gradient units but a
+multiple of the mean of all Gaussians.
+"""
+
+from __future__ import annotations
+
+import logging
+from dataclasses import dataclass
+from typing import TYPE_CHECKING
+
+import torch
+from torch import Tensor
+
+from carv3d.errors import UserError
+from carv3d.scenes.base import Footprints, Succession
+
+if TYPE_CHECKING:
+    from carv3d.scenes.gaussians import Gaussians
+
+log = logging.getLogger(__name__)
+
+_SHRINK = 1.6  # of the halves of a split (Kerbl et al. 2023, section 5.2)
+_RESET = 2.0  # opacity after a reset, in units of the pruning threshold: what is not wanted falls below it
+
+
+@dataclass(frozen=True)
+class Densification:
+    """When Gaussians are added and removed, and which.
+
+    Attributes:
+        every: steps between two times; 0: never.
+        begin, end: the part of the run in which it happens, fractions.
+        gradient: a Gaussian is densified if its mean gradient on the image is this many times the mean of all.
+        split_scale: one whose largest standard deviation is above this is split, else cloned; share of the bound.
+        most: how many Gaussians there may be; the largest gradients go first.
+        prune_opacity: what is less opaque is removed.
+        prune_scale: what is larger is removed: largest standard deviation, share of the bound.
+        reset_every: steps between two resets of all opacities to nearly the pruning threshold; 0: never.
+    """
+
+    every: int = 50
+    begin: float = 0.1
+    end: float = 0.7
+    gradient: float = 2.0
+    split_scale: float = 0.05
+    most: int = 10000
+    prune_opacity: float = 0.02
+    prune_scale: float = 0.5
+    reset_every: int = 0
+
+
+def observe(scene: Gaussians, footprints: Footprints) -> None:
+    """Add a step's gradients on the image to the scene's notes, each render's for itself."""
+    gradient = footprints.centres.grad
+    if gradient is None:
+        return
+    # In units of half the image, and of one render's loss: the same for any resolution and any R.
+    half = gradient.new_tensor([footprints.width / 2, footprints.height / 2])
+    norm = (gradient * half).norm(dim=-1) * len(gradient)
+    seen = footprints.radii > 0
+    scene.gradient_sum += (norm * seen).sum(0)
+    scene.times_seen += seen.sum(0)
+
+
+def change(
+    scene: Gaussians, rule: Densification, step: int, progress: float, generator: torch.Generator
+) -> Succession | None:
+    """Densify, prune and reset if it is time to.
+
+    Raises:
+        UserError: see `_prune`.
+    """
+    if not rule.begin <= progress <= rule.end:
+        return None
+    parents, renewed = None, False
+    if rule.every and step % rule.every == 0:
+        parents = _densify(scene, rule, generator)
+        parents = parents[_prune(scene, rule, step)]
+        _zero_notes(scene)
+    if rule.reset_every and step % rule.reset_every == 0:
+        level = torch.as_tensor(_RESET * rule.prune_opacity).logit().to(scene.opacity_logits)
+        scene.opacity_logits.clamp_(max=level)
+        parents = torch.arange(len(scene), device=level.device) if parents is None else parents
+        renewed = True
+    return None if parents is None else Succession(parents, (scene.opacity_logits,) if renewed else ())
+
+
+def _densify(scene: Gaussians, rule: Densification, generator: torch.Generator) -> Tensor:
+    """Clone and split; (N,) the rows that the new ones come from."""
+    mean = scene.gradient_sum / scene.times_seen.clamp_min(1)
+    reference = scene.gradient_sum.sum() / scene.times_seen.sum().clamp_min(1)
+    ranked = mean.argsort(descending=True, stable=True)
+    chosen = ranked[: int((mean > rule.gradient * reference).sum())]
+    room = max(rule.most - len(scene), 0)
+    if len(chosen) > room:
+        log.info(
+            "%d Gaussians would be densified, scene.densify.most=%d leaves room for %d", len(chosen), rule.most, room
+        )
+    chosen = chosen[:room].sort().values
+    before = len(scene)
+    split = scene.scales[chosen].amax(1) > rule.split_scale * scene.bound
+    parents = torch.cat([torch.arange(before, device=chosen.device), chosen])
+    _take(scene, parents)
+    first, second = chosen, torch.arange(before, len(scene), device=chosen.device)
+
+    # Places drawn from the Gaussian itself; of a clone one stays where it was.
+    draws = torch.randn(2, len(chosen), 3, generator=generator, device=generator.device).to(scene.positions)
+    offsets = (scene.axes()[first] @ (draws * scene.scales[first])[..., None])[..., 0]
+    scene.positions[first] += offsets[0] * split[:, None]
+    scene.positions[second] += offsets[1]
+    # Two halves are smaller; two twins hide together as much as the one did: 1 - (1 - a)^2 is its opacity
+    # (Rota Bulò et al. 2024, arXiv 2404.06109).
+    halves = torch.cat([first[split], second[split]])
+    scene.log_scales[halves] -= torch.log(torch.tensor(_SHRINK))
+    twins = torch.cat([first[~split], second[~split]])
+    alpha = 1 - (1 - scene.opacities[twins]).sqrt()
+    scene.opacity_logits[twins] = alpha.clamp(1e-6, 1 - 1e-6).logit()
+    return parents
+
+
+def _prune(scene: Gaussians, rule: Densification, step: int) -> Tensor:
+    """Remove what hardly shows, is too large or has left the cube; the rows kept.
+
+    Raises:
+        UserError: nothing is left; says what each threshold removed.
+    """
+    faint = scene.opacities < rule.prune_opacity
+    large = scene.scales.amax(1) > rule.prune_scale * scene.bound
+    outside = scene.positions.abs().amax(1) > scene.bound
+    kept = (~(faint | large | outside)).nonzero()[:, 0]
+    if not len(kept):
+        removed = {
+            f"{int(faint.sum())} are fainter than scene.densify.prune_opacity={rule.prune_opacity:g}": faint,
+            f"{int(large.sum())} are larger than scene.densify.prune_scale={rule.prune_scale:g}": large,
+            f"{int(outside.sum())} lie outside scene.bound={scene.bound:g}": outside,
+        }
+        reasons = ", ".join(text for text, which in removed.items() if which.any())
+        raise UserError(
+            f"step {step}: every one of the {len(scene)} Gaussians is pruned: {reasons}; relax that threshold, or "
+            "lower optimizer.lr or the regularisers"
+        )
+    _take(scene, kept)
+    return kept
+
+
+def _take(scene: Gaussians, rows: Tensor) -> None:
+    for parameter in scene.parameters():
+        parameter.data = parameter.data[rows]
+        parameter.grad = None
+
+
+def _zero_notes(scene: Gaussians) -> None:
+    scene.gradient_sum = torch.zeros_like(scene.opacity_logits.data)
+    scene.times_seen = torch.zeros_like(scene.opacity_logits.data)
