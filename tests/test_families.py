@@ -242,13 +242,7 @@ SMALL = [
         "training.opinion_every=4",
     ),
     *("cameras.height=16", "cameras.width=16", "renderer.samples=16", "guidance.resamples=2"),
-    *(
-        "scene.log2_table=8",
-        "scene.levels=2",
-        "scene.hidden=8",
-        "scene.base_resolution=4",
-        "scene.finest_resolution=32",
-    ),
+    *("scene.type=voxel_grid", "scene.resolution=8"),
     *("turntable.frames=2", "turntable.size=16", "mesh.resolution=16", "mesh.texture_size=32", "mesh.formats=[glb]"),
 ]
 
