@@ -6,7 +6,7 @@ import gc
 import json
 from abc import ABC, abstractmethod
 from collections.abc import Sequence
-from dataclasses import dataclass
+from dataclasses import dataclass, field
 from pathlib import Path
 from typing import Any, Literal
 
@@ -17,6 +17,7 @@ from torch import Tensor, nn
 from carv3d.errors import UserError
 from carv3d.teachers.schedule import NoiseSchedule
 
+KEPT = 2**26  # bytes, the largest text encoder that is not let go
 CLIP_LENGTH = 77  # tokens of the CLIP encoders in use
 
 # By name, what a network is told of V texts: (V, ...) each.
@@ -40,6 +41,16 @@ class Loader:
     device: torch.device
     pickle: bool = False
     lean: bool = False
+    _small: dict[str, Any] = field(default_factory=dict, repr=False, compare=False)
+
+    def text_encoder(self, kind: Any, part: str) -> Any:
+        """A text encoder; one that hardly takes memory is kept for the next text."""
+        if part not in self._small:
+            encoder = self.network(kind, part)
+            if sum(p.numel() * p.element_size() for p in encoder.parameters()) > KEPT:
+                return encoder
+            self._small[part] = encoder
+        return self._small[part]
 
     def has(self, part: str) -> bool:
         """Whether the folder has the part."""
@@ -231,7 +242,7 @@ def clip_states(loader: Loader, kind: Any, number: str, texts: Sequence[str]) ->
     """
     from transformers import CLIPTokenizer
 
-    encoder = loader.network(kind, f"text_encoder{number}")
+    encoder = loader.text_encoder(kind, f"text_encoder{number}")
     tokenizer = loader.tokenizer(CLIPTokenizer, f"tokenizer{number}")
     length = min(tokenizer.model_max_length, encoder.config.max_position_embeddings)
     ids = tokens(tokenizer, texts, length, loader.device).input_ids
@@ -243,7 +254,7 @@ def t5_states(loader: Loader, number: str, texts: Sequence[str], length: int, *,
     """The last hidden states (V, length, width) of a T5 encoder of the folder."""
     from transformers import AutoTokenizer, T5EncoderModel
 
-    encoder = loader.network(T5EncoderModel, f"text_encoder{number}")
+    encoder = loader.text_encoder(T5EncoderModel, f"text_encoder{number}")
     found = tokens(loader.tokenizer(AutoTokenizer, f"tokenizer{number}"), texts, length, loader.device)
     states: Tensor = encoder(found.input_ids, attention_mask=found.attention_mask if masked else None)[0]
     return states
