@@ -51,7 +51,7 @@ def train(name: str, prompt: str, steps: int, out: Path) -> Path:
     path = out / slug(name)
     book = ["training.keep_checkpoints=100", f"training.checkpoint_every={steps // 10}", "mesh.formats=[]"]
     book += ["turntable.frames=2", "turntable.size=64", "training.preview_every=0", f"training.steps={steps}"]
-    command = [sys.executable, "-m", "carv3d.cli", "generate"]
+    command = [sys.executable, "-m", "carv3d", "generate"]
     if (path / "environment.json").exists():
         command += ["--resume", str(path)]
     else:

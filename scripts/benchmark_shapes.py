@@ -34,7 +34,7 @@ PROMPTS = Path(__file__).resolve().parents[1] / "configs" / "prompts" / "shapes.
 
 def one(prompt: str, folder: Path, overrides: list[str], threads: int) -> dict[str, object]:
     """Run (or finish) and evaluate one prompt in a process of its own."""
-    carv3d = [sys.executable, "-m", "carv3d.cli"]
+    carv3d = [sys.executable, "-m", "carv3d"]
     environment = os.environ | {"OMP_NUM_THREADS": str(threads)}
     path = folder / slug(prompt)
     command = [*carv3d, "generate", prompt, f"threads={threads}", *overrides, "--output", str(path)]

@@ -41,7 +41,7 @@ PAPER = {
 def train(prompt: str, out: Path) -> Path:
     """A run of the prompt with every stage's checkpoint kept."""
     path = out / slug(prompt)
-    command = [sys.executable, "-m", "carv3d.cli", "generate"]
+    command = [sys.executable, "-m", "carv3d", "generate"]
     if (path / "environment.json").exists():
         command += ["--resume", str(path)]
     else:

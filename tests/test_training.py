@@ -92,7 +92,7 @@ def test_killed_run_resumes_with_the_same_parameters(tmp_path: Path) -> None:
         "mesh.formats=[]",
     ]
     common += ["turntable.frames=2", "turntable.size=32"]
-    carv3d = [sys.executable, "-m", "carv3d.cli", "generate"]
+    carv3d = [sys.executable, "-m", "carv3d", "generate"]
 
     def run(*words: str) -> None:
         subprocess.run([*carv3d, *words], check=True, capture_output=True, timeout=120)

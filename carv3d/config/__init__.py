@@ -1,8 +1,13 @@
 """Configs: the schema with its defaults, reading, checking and writing. Does not import torch."""
 
+from typing import Any
+
 from carv3d.config.loading import find_config, load
 from carv3d.config.schema import Config, Ramp
 from carv3d.config.validation import require_prompt, validate
 from carv3d.config.writing import describe, to_yaml
 
-__all__ = ["Config", "Ramp", "describe", "find_config", "load", "require_prompt", "to_yaml", "validate"]
+PIPELINES: dict[str, type[Any]] = {"generate": Config}
+"""The verbs that train by a config, and the dataclass that has its keys."""
+
+__all__ = ["PIPELINES", "Config", "Ramp", "describe", "find_config", "load", "require_prompt", "to_yaml", "validate"]

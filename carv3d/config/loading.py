@@ -18,7 +18,7 @@ import textwrap
 from collections.abc import Iterator, Mapping, Sequence
 from dataclasses import dataclass, fields, is_dataclass
 from pathlib import Path
-from typing import Any, Literal, cast, get_args, get_origin, get_type_hints
+from typing import Any, Literal, TypeVar, cast, get_args, get_origin, get_type_hints, overload
 
 import yaml
 from omegaconf import DictConfig, OmegaConf
@@ -54,9 +54,28 @@ class _Layer:
         return True
 
 
+_C = TypeVar("_C")
+
+
+@overload
 def load(
     source: Path | str | None, overrides: Sequence[str] = (), *, base: Mapping[str, Any] | None = None
-) -> schema.Config:
+) -> schema.Config: ...
+
+
+@overload
+def load(
+    source: Path | str | None, overrides: Sequence[str] = (), *, base: Mapping[str, Any] | None = None, of: type[_C]
+) -> _C: ...
+
+
+def load(
+    source: Path | str | None,
+    overrides: Sequence[str] = (),
+    *,
+    base: Mapping[str, Any] | None = None,
+    of: type[Any] = schema.Config,
+) -> Any:
     r"""The defaults, then `base`, then a YAML file, then overrides, each changing only what it names.
 
     A `Ramp` may be written as one number, which then holds for the whole run; written as a mapping, what it
@@ -69,12 +88,13 @@ def load(
         overrides: `key=value` with dotted keys and YAML values. Text needs no quotes, and a prompt is taken as it
             stands, `${` and all.
         base: nested values, for instance those of another config.
+        of: the dataclass that has the keys; that of text to 3-D by default.
 
     Raises:
         UserError: a file that is missing or no YAML, an unknown key, a value of the wrong type, a bad choice, an
             interpolation that leads nowhere.
     """
-    config = schema.Config()  # of the kinds in use; its values stay the defaults
+    config = of()  # of the kinds in use; its values stay the defaults
     merged = OmegaConf.structured(config)
     layers = [] if base is None else [_Layer(base, "base config")]
     layers += [] if source is None else [_read(Path(source))]
@@ -90,7 +110,7 @@ def load(
         layers.append(_override(keys, text, config))
         _merge(config, merged, layers[-1])
     try:
-        return cast(schema.Config, OmegaConf.to_object(merged))
+        return OmegaConf.to_object(merged)
     except OmegaConfBaseException as error:
         raise _unresolved(error, merged, config, layers) from None
 
@@ -160,7 +180,7 @@ def _split(override: str) -> tuple[list[str], str]:
 _PROMPTS = ("prompt", "negative_prompt")
 
 
-def _override(keys: list[str], text: str, config: schema.Config) -> _Layer:
+def _override(keys: list[str], text: str, config: Any) -> _Layer:
     path = ".".join(keys)
     value: Any = text
     # A prompt is text whatever YAML would make of it, unless it is in quotes.
@@ -176,11 +196,11 @@ def _override(keys: list[str], text: str, config: schema.Config) -> _Layer:
     return _Layer(value, f"{path}={text}")
 
 
-def _choose_kinds(config: schema.Config, merged: DictConfig, layer: _Layer) -> None:
+def _choose_kinds(config: Any, merged: DictConfig, layer: _Layer) -> None:
     """Give the sections the kinds that the layer names, keeping what was changed and both kinds have."""
     for name, kinds in schema.KINDS.items():
         section = layer.values.get(name)
-        if not isinstance(section, dict) or "type" not in section:
+        if not hasattr(config, name) or not isinstance(section, dict) or "type" not in section:
             continue
         kind, old = section["type"], getattr(config, name)
         if not isinstance(kind, str) or kind not in kinds:
@@ -194,7 +214,7 @@ def _choose_kinds(config: schema.Config, merged: DictConfig, layer: _Layer) -> N
             merged[name].merge_with({key: written[key] for key in both if written[key] != getattr(old, key)})
 
 
-def _merge(config: schema.Config, merged: DictConfig, layer: _Layer) -> None:
+def _merge(config: Any, merged: DictConfig, layer: _Layer) -> None:
     try:
         merged.merge_with(_checked(config, layer.values, "", config, layer))
     except OmegaConfBaseException as error:
@@ -204,9 +224,7 @@ def _merge(config: schema.Config, merged: DictConfig, layer: _Layer) -> None:
 # ------------------------------------------------------------------------------------------- values
 
 
-def _checked(
-    section: Any, values: Mapping[str, Any], prefix: str, config: schema.Config, layer: _Layer
-) -> dict[str, Any]:
+def _checked(section: Any, values: Mapping[str, Any], prefix: str, config: Any, layer: _Layer) -> dict[str, Any]:
     """A layer's values for a section, each checked, and every Ramp as a mapping."""
     hints, result = _hints(type(section)), {}
     for key, value in values.items():
@@ -227,7 +245,7 @@ def _checked(
     return result
 
 
-def _ramp(value: Any, config: schema.Config) -> dict[str, Any]:
+def _ramp(value: Any, config: Any) -> dict[str, Any]:
     """The mapping that one value for a Ramp stands for: a number, or `${key}` of a number or another Ramp."""
     other = value[2:-1] if isinstance(value, str) else ""
     if _type_of(other, config) is schema.Ramp:
@@ -276,7 +294,7 @@ def _is_interpolation(value: Any) -> bool:
 _ALL_KEYS = "`carv3d config` lists all keys"
 
 
-def _unknown_key(path: str, siblings: list[str], config: schema.Config, layer: _Layer) -> UserError:
+def _unknown_key(path: str, siblings: list[str], config: Any, layer: _Layer) -> UserError:
     prefix, _, key = path.rpartition(".")
     parent, where = _type_of(prefix, config), layer.where(path)
     if _type_of(path, config) is not None:
@@ -291,7 +309,7 @@ def _unknown_key(path: str, siblings: list[str], config: schema.Config, layer: _
     return UserError(f"{where}: unknown key {path!r}; {hint or _ALL_KEYS}")
 
 
-def _nearest(path: str, siblings: list[str], config: schema.Config) -> str:
+def _nearest(path: str, siblings: list[str], config: Any) -> str:
     """Suggests, in this order: the same key elsewhere, a near one beside it, a near one elsewhere."""
     prefix, _, key = path.rpartition(".")
     leaf_of = {full: full.rpartition(".")[2] for full in _paths(config)}
@@ -312,9 +330,7 @@ def _wrong_value(path: str, value: Any, hint: Any, layer: _Layer) -> UserError:
     return UserError(f"{layer.where(path)}: {path} takes {_accepted(hint)}, not {shown}{quotes}")
 
 
-def _unresolved(
-    error: OmegaConfBaseException, merged: DictConfig, config: schema.Config, layers: Sequence[_Layer]
-) -> UserError:
+def _unresolved(error: OmegaConfBaseException, merged: DictConfig, config: Any, layers: Sequence[_Layer]) -> UserError:
     """Of an interpolation, pointing at the last layer that says something about the key."""
     path = re.sub(r"\[.*", "", error.full_key or "") or _first_unresolved(merged, config)
     layer = next((layer for layer in reversed(layers) if layer.says(path)), layers[-1])
@@ -329,7 +345,7 @@ def _unresolved(
     return UserError(f"{layer.where(path)}: {path}: {reason}; {hint}")
 
 
-def _first_unresolved(merged: DictConfig, config: schema.Config) -> str:
+def _first_unresolved(merged: DictConfig, config: Any) -> str:
     """For the errors of OmegaConf that do not tell the key: a list from something that is none."""
     for path in _paths(config):
         try:
@@ -371,7 +387,7 @@ def _paths(section: Any, prefix: str = "") -> Iterator[str]:
             yield from _paths(value, f"{prefix}{key}.")
 
 
-def _type_of(path: str, config: schema.Config) -> Any:
+def _type_of(path: str, config: Any) -> Any:
     """The type of a dotted key, or None if there is no such key."""
     section: Any = config
     hint: Any = None

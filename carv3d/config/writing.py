@@ -6,6 +6,7 @@ import ast
 import inspect
 import io
 import re
+import sys
 import tokenize
 from collections.abc import Iterator
 from dataclasses import fields, is_dataclass
@@ -18,22 +19,23 @@ from carv3d.config import schema
 from carv3d.config.loading import escape
 
 
-def to_yaml(config: schema.Config) -> str:
+def to_yaml(config: Any) -> str:
     """Every key and value of a config, as YAML that `load` reads back into an equal config."""
     return "".join(f"{line}\n" for line in _section(config, comments=False))
 
 
-def describe(config: schema.Config | None = None) -> str:
+def describe(config: Any = None) -> str:
     """`to_yaml` of a config (default: the defaults) with the comments of the schema's source.
 
     The kinds of scene and teacher that the config does not use follow as comments.
     """
     config = config or schema.Config()
-    header = [f"# {line}".rstrip() for line in inspect.cleandoc(schema.__doc__ or "").splitlines()]
+    module = inspect.getmodule(type(config))
+    header = [f"# {line}".rstrip() for line in inspect.cleandoc(module.__doc__ or "").splitlines()] if module else []
     lines = [*header, "", *_section(config, comments=True)]
     for name, kinds in schema.KINDS.items():
         for kind, of in kinds.items():
-            if kind != getattr(config, name).type:
+            if hasattr(config, name) and kind != getattr(config, name).type:
                 other = [f"# {inspect.getdoc(of)}", f"{name}:", *_section(of(), True, "  ")]
                 lines += ["", f"# Another {name}:"]
                 lines += [line if line.startswith("#") else f"# {line}".rstrip() for line in other]
@@ -42,7 +44,7 @@ def describe(config: schema.Config | None = None) -> str:
 
 def _section(section: Any, comments: bool, indent: str = "") -> Iterator[str]:
     hints = get_type_hints(type(section))
-    notes = _comments()[type(section).__name__]
+    notes = _comments(type(section).__module__)[type(section).__name__]
     for key in (f.name for f in fields(section)):
         value, hint = getattr(section, key), hints[key]
         if is_dataclass(value) and not isinstance(value, schema.Ramp):
@@ -82,9 +84,9 @@ def _dump(value: Any, style: str | None) -> str:
 
 
 @cache
-def _comments() -> dict[str, dict[str, str]]:
-    """The trailing comment of every field of every dataclass in the schema's source."""
-    source = inspect.getsource(schema)
+def _comments(module: str) -> dict[str, dict[str, str]]:
+    """The trailing comment of every field of every dataclass in a module's source."""
+    source = inspect.getsource(sys.modules[module])
     tokens = tokenize.generate_tokens(io.StringIO(source).readline)
     at_line = {t.start[0]: t.string.lstrip("# ") for t in tokens if t.type == tokenize.COMMENT}
     return {

@@ -1,0 +1,36 @@
+"""The command line: `carv3d VERB`, a file a verb. Heavy modules are imported by the verb that needs them."""
+
+from __future__ import annotations
+
+import sys
+from typing import NoReturn
+
+# The order is that of `carv3d --help`.
+# ruff: noqa: I001
+from carv3d.cli import generate, results, measure, compare, about  # noqa: F401
+from carv3d.cli.app import app, console
+from carv3d.errors import UserError
+
+
+def main() -> None:
+    """Run the command line; what the user can mend is one line and exit code 2."""
+    try:
+        app()
+    except UserError as error:
+        _fail(str(error))
+    except (MemoryError, RuntimeError) as error:
+        # torch's own classes for this are not imported here: that would take seconds.
+        if "out of memory" not in str(error) and "can't allocate memory" not in str(error):
+            raise
+        _fail(
+            "out of memory: lower guidance.chunk (draws a teacher call), guidance.renders, renderer.samples or the "
+            "cameras' size, or use teacher.dtype=float16; with measure, fewer --renders and --resamples; a run goes on "
+            "from its last checkpoint with --resume"
+        )
+
+
+def _fail(message: str) -> NoReturn:
+    from rich.markup import escape
+
+    console.print(f"[bold red]error:[/] {escape(' '.join(message.split()))}", highlight=False, soft_wrap=True)
+    sys.exit(2)

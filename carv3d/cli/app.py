@@ -1,0 +1,54 @@
+"""What all verbs share: the application, the console, and how words of a command line are told apart."""
+
+from __future__ import annotations
+
+import os
+import re
+from pathlib import Path
+from typing import Annotated
+
+import typer
+from rich.console import Console
+
+from carv3d.errors import UserError
+
+# Workers that spin while they wait make two threads on two busy cores slower than one.
+os.environ.setdefault("OMP_WAIT_POLICY", "PASSIVE")
+
+app = typer.Typer(
+    name="carv3d",
+    no_args_is_help=True,
+    add_completion=False,
+    pretty_exceptions_enable=False,
+    rich_markup_mode="markdown",
+    help="Text to 3D, with compute-aware variance reduction.",
+)
+console = Console(stderr=True)
+
+DEFAULT_CONFIG = "shapes"
+RunPath = Annotated[Path, typer.Argument(metavar="RUN", help="A folder that `carv3d generate` made.")]
+AsJson = Annotated[bool, typer.Option("--json", help="Print one JSON object.")]
+Words = Annotated[list[str] | None, typer.Argument(metavar="[PROMPT] [CONFIG] [KEY=VALUE]...", show_default=False)]
+
+
+def sort_words(words: list[str]) -> tuple[str | None, str | None, list[str]]:
+    """The config's name, the prompt and the overrides among the words of a command line."""
+    from carv3d.config import find_config
+
+    overrides = [w for w in words if re.match(r"[A-Za-z_][\w.]*=", w)]
+    config = prompt = None
+    for word in (w for w in words if w not in overrides):
+        is_config = word.endswith((".yaml", ".yml"))
+        if not is_config and not re.search(r"\s", word):
+            try:
+                find_config(word)
+                is_config = True
+            except UserError:
+                pass
+        if is_config and config is None:
+            config = word
+        elif not is_config and prompt is None:
+            prompt = word
+        else:
+            raise UserError(f"one prompt and one config at most, and then KEY=VALUE: what is {word!r}?")
+    return config, prompt, overrides

@@ -1,0 +1,95 @@
+"""`carv3d generate`."""
+
+from __future__ import annotations
+
+import json
+import shlex
+import sys
+from pathlib import Path
+from typing import TYPE_CHECKING, Annotated
+
+import typer
+
+from carv3d.cli.app import DEFAULT_CONFIG, AsJson, Words, app, console, sort_words
+from carv3d.errors import UserError
+
+if TYPE_CHECKING:
+    from carv3d.runs import Run
+    from carv3d.teachers import Teacher
+
+
+@app.command()
+def generate(
+    words: Words = None,
+    output: Annotated[Path | None, typer.Option(help="The run's folder; default: a new one in output_dir.")] = None,
+    resume: Annotated[Path | None, typer.Option(metavar="RUN", help="Go on with a run that was stopped.")] = None,
+    force: Annotated[bool, typer.Option("--force", help="Also prompts the built-in teacher cannot know.")] = False,
+    as_json: AsJson = False,
+) -> None:
+    """Make a 3D object of a prompt.
+
+    Example: `carv3d generate "a red mushroom"`,
+    `carv3d generate configs/shapes.yaml prompt="a blue chair" guidance.resamples=8`,
+    `carv3d generate --resume outputs/shapes/a-red-mushroom-1`
+    """
+    from carv3d.config import find_config, load, require_prompt, validate
+
+    if resume:
+        name, prompt, overrides = sort_words(words or [])
+        if name or prompt or output or force:
+            raise UserError("--resume goes on with the run's own config: it takes KEY=VALUE and nothing else")
+        from carv3d.runs import Run
+
+        run = Run.open(resume, write=True)
+        with run:
+            config = load(run.path / "config.yaml", overrides)
+            validate(config)
+            if overrides:
+                run.save_config(config)
+            _finish(run, resume=True, teacher=None, as_json=as_json)
+    else:
+        name, prompt, overrides = sort_words(words or [])
+        source = find_config(name or DEFAULT_CONFIG)
+        config = load(source, overrides)
+        if prompt is not None:
+            config.prompt = prompt
+        config.force = config.force or force
+        validate(config)
+        require_prompt(config)
+        import torch
+
+        from carv3d import build
+        from carv3d.generation import cores
+        from carv3d.runs import Run
+        from carv3d.shapes import parse
+
+        device = build.device(config)
+        # As found, not as asked for: a run that goes on elsewhere keeps its device and its order of sums.
+        config.device, config.threads = str(device), config.threads or cores()
+        if getattr(config.teacher, "path", "builtin") == "builtin" and not config.force:
+            parse(config.prompt)
+        # Before the folder is made: nothing is left of a mistake.
+        teacher = build.teacher(config, device)
+        build.scene(config, torch.Generator(device))
+        build.renderer(config, device)
+        with Run.create(config, source.stem, shlex.join(sys.argv), folder=output, device=device) as run:
+            _finish(run, resume=False, teacher=teacher, as_json=as_json)
+
+
+def _finish(run: Run, *, resume: bool, teacher: Teacher | None, as_json: bool) -> None:
+    """Train to the end, make the results, say where they are."""
+    from carv3d.generation import generate as generate_run
+
+    console.print(f"{run.config.prompt} → {run.path}", markup=False, highlight=False, soft_wrap=True)
+    try:
+        generate_run(run, resume=resume, console=console, teacher=teacher)
+    except KeyboardInterrupt:
+        command = f"carv3d generate --resume {shlex.quote(str(run.path))}"
+        console.print(f"stopped and saved; go on with: {command}", markup=False, highlight=False, soft_wrap=True)
+        raise typer.Exit(130) from None
+    if as_json:
+        print(json.dumps({"run": str(run.path)}))
+        return
+    for name in ("contact_sheet.png", "turntable.mp4", "mesh"):
+        if (run.path / name).exists():
+            console.print(f"  {run.path / name}", markup=False, highlight=False, soft_wrap=True)

@@ -1,0 +1,115 @@
+"""`carv3d measure`."""
+
+from __future__ import annotations
+
+import json
+import shlex
+import sys
+import tempfile
+from pathlib import Path
+from typing import Annotated
+
+import typer
+
+from carv3d import __version__
+from carv3d.cli.app import DEFAULT_CONFIG, AsJson, app, console, sort_words
+from carv3d.errors import UserError
+
+
+@app.command()
+def measure(
+    words: Annotated[
+        list[str] | None, typer.Argument(metavar="[RUN | PROMPT] [CONFIG] [KEY=VALUE]...", show_default=False)
+    ] = None,
+    step: Annotated[int | None, typer.Option(min=0, help="Of a run: the checkpoint's; default: the newest.")] = None,
+    budget: Annotated[float, typer.Option(min=0, help="Seconds.")] = 300.0,
+    precision: Annotated[float, typer.Option(min=0, help="Stop when every variance is known to this share.")] = 0.05,
+    resamples: Annotated[str, typer.Option(help="K of the grid.")] = "1,2,4,8,16",
+    renders: Annotated[str, typer.Option(help="R of the grid.")] = "1,2,4,8",
+    cost_ratio: Annotated[
+        float | None, typer.Option(min=0, help="Count a render's cost as that of so many resamples.")
+    ] = None,
+    seed: Annotated[int, typer.Option(help="Of the measurement's draws.")] = 0,
+    output: Annotated[Path | None, typer.Option(help="Folder; default: RUN/measure/step_N.")] = None,
+    as_json: AsJson = False,
+) -> None:
+    """Measure the noise and the cost of the gradient, and say which (R, K) and method pay most.
+
+    At a checkpoint of a run, or at a config's initial scene. Leaves `report.html` and `measurement.json`.
+
+    Example: `carv3d measure outputs/shapes/a-red-mushroom-1`,
+    `carv3d measure "a blue chair" --budget 120 --cost-ratio 4`
+    """
+    from rich.progress import TextColumn
+
+    from carv3d.generation import load_trainer, set_threads
+    from carv3d.measurement import observe, report
+    from carv3d.progress import progress
+    from carv3d.reports.measurement import lead, page_of, terminal_table
+    from carv3d.runs import Run, disk_errors, environment, replace_file, slug
+
+    words = words or []
+    targets = [word for word in words if (Path(word).expanduser() / "config.yaml").is_file()]
+    if targets:
+        if len(words) > 1:
+            raise UserError("a run is measured with its own config: give the run alone")
+        with Run.open(targets[0]) as run:
+            set_threads(run.config)
+            trainer = load_trainer(run, step)
+            title = f"{run.config.prompt}, after {trainer.step_count} of {run.config.training.steps} steps"
+            folder = output or run.path / "measure" / f"step_{trainer.step_count:06d}"
+    else:
+        from carv3d.config import find_config, load, require_prompt, validate
+        from carv3d.training import Trainer
+
+        if step is not None:
+            raise UserError("--step is of a run's checkpoint: give a run")
+        for word in words:
+            if "/" in word and "=" not in word and not word.endswith((".yaml", ".yml")):
+                raise UserError(f"no run {word}: give a folder that `carv3d generate` made, a prompt or a config")
+        name, prompt, overrides = sort_words(words)
+        source = find_config(name or DEFAULT_CONFIG)
+        config = load(source, overrides)
+        config.prompt = prompt or config.prompt
+        validate(config)
+        require_prompt(config)
+        set_threads(config)
+        trainer = Trainer(config)
+        title = f"{config.prompt}, the initial scene"
+        folder = output or Path(config.output_dir).expanduser() / "measure" / f"{source.stem}-{slug(config.prompt)}"
+    with disk_errors(folder):  # found out now, not after minutes
+        folder.mkdir(parents=True, exist_ok=True)
+        with tempfile.TemporaryFile(dir=folder):
+            pass
+    with progress(console, TextColumn("{task.fields[figures]}")) as bar:
+        task = bar.add_task("measuring", total=100, figures="")
+        observed = observe(
+            trainer,
+            renders=_whole_numbers("--renders", renders),
+            resamples=_whole_numbers("--resamples", resamples),
+            budget=budget,
+            precision=precision,
+            seed=seed,
+            watch=lambda what, share: bar.update(task, figures=what, completed=min(round(100 * share), 100)),
+        )
+    found = report(observed, cost_ratio)
+    machine = environment(shlex.join(["carv3d", *sys.argv[1:]]), trainer.device)
+    footer = f"{machine['command']} · {machine['device']} · torch {machine['torch']} · carv3d {__version__}"
+    text = json.dumps(found.as_json(), indent=1, allow_nan=False) + "\n"
+    replace_file(folder / "measurement.json", text.encode())
+    page_of(found, title, f"Gradient noise: {title}", footer).write(folder / "report.html")
+    if as_json:
+        print(json.dumps(found.as_json(), allow_nan=False))
+    else:
+        console.print(terminal_table(found))
+        for line in (lead(found), found.setting, str(folder / "report.html")):
+            console.print(line, markup=False, highlight=False, soft_wrap=True)
+    if not found.trusted:
+        raise typer.Exit(1)
+
+
+def _whole_numbers(name: str, text: str) -> list[int]:
+    try:
+        return [int(word) for word in text.split(",")]
+    except ValueError:
+        raise UserError(f"{name} takes whole numbers with commas between, such as 1,2,4, not {text!r}") from None

@@ -1,0 +1,114 @@
+"""What is made of a finished run: `carv3d render`, `export`, `evaluate`."""
+
+from __future__ import annotations
+
+import json
+from pathlib import Path
+from typing import Annotated, Any
+
+import typer
+
+from carv3d.cli.app import AsJson, RunPath, app, console
+
+
+@app.command()
+def render(
+    run_path: RunPath,
+    frames: Annotated[int | None, typer.Option(min=1, help="Frames of the turntable.")] = None,
+    size: Annotated[int | None, typer.Option(min=16, help="Pixels along a side.")] = None,
+    elevation: Annotated[float | None, typer.Option(min=-89, max=89, help="Degrees.")] = None,
+    output: Annotated[Path | None, typer.Option(help="The video; default: RUN/turntable.mp4.")] = None,
+) -> None:
+    """Make the turntable and the contact sheet of a run again.
+
+    Example: `carv3d render outputs/shapes/a-red-mushroom-1 --frames 120 --size 512`
+    """
+    from carv3d import build, results
+    from carv3d.generation import load_trained, set_threads
+    from carv3d.runs import Run, disk_errors
+
+    with Run.open(run_path) as run:
+        config = run.config
+        set_threads(config)
+        trained, sampler = load_trained(run), build.camera_sampler(config)
+        section = config.turntable
+        section.frames, section.size = frames or section.frames, size or section.size
+        section.elevation = section.elevation if elevation is None else elevation
+        path = output or run.turntable
+        with disk_errors(path), console.status("rendering"):
+            results.write_turntable(trained.scene, trained.renderer, sampler, section, path)
+            sheet = path.with_name("contact_sheet.png" if output is None else f"{path.stem}_contact_sheet.png")
+            results.write_contact_sheet(trained.scene, trained.renderer, sampler, sheet)
+    console.print(f"{path}\n{sheet}")
+
+
+@app.command()
+def export(
+    run_path: RunPath,
+    formats: Annotated[str | None, typer.Option("--format", help="glb, obj, ply, splat; several with commas.")] = None,
+    resolution: Annotated[int | None, typer.Option(min=8, help="Cells along a side of the isosurface grid.")] = None,
+    threshold: Annotated[
+        float | None, typer.Option(help="Share of the light absorbed at the surface; lower: fatter.")
+    ] = None,
+    faces: Annotated[int | None, typer.Option(min=0, help="Most triangles; 0: all.")] = None,
+    texture: Annotated[str | None, typer.Option(help="uv (a baked picture) or vertex (vertex colours).")] = None,
+    texture_size: Annotated[int | None, typer.Option(min=16, help="Pixels along a side of the picture.")] = None,
+    output: Annotated[Path | None, typer.Option(help="Folder; default: RUN/mesh.")] = None,
+    as_json: AsJson = False,
+) -> None:
+    """Write a run's object as a mesh; of Gaussians also as a .ply that splat viewers open.
+
+    Example: `carv3d export outputs/shapes/a-red-mushroom-1 --format glb,obj --resolution 192`
+    """
+    from carv3d.config import load, validate
+    from carv3d.generation import load_trained, set_threads
+    from carv3d.results import export as export_files
+    from carv3d.runs import Run, disk_errors
+
+    with Run.open(run_path) as run:
+        given = {
+            "formats": f"[{formats}]" if formats else None,
+            "resolution": resolution,
+            "threshold": threshold,
+            "faces": faces,
+            "texture": texture,
+            "texture_size": texture_size,
+        }
+        overrides = [f"mesh.{key}={value}" for key, value in given.items() if value is not None]
+        config = load(run.path / "config.yaml", overrides)
+        validate(config)
+        set_threads(config)
+        folder = output or run.mesh
+        with disk_errors(folder), console.status("meshing"):
+            mesh, files = export_files(load_trained(run).scene, config.mesh, folder)
+    report: dict[str, Any] = {"files": [str(f) for f in files]}
+    if mesh is not None:
+        report |= {"vertices": len(mesh.vertices), "faces": len(mesh.faces), **mesh.info}
+    if as_json:
+        print(json.dumps(report))
+    else:
+        for file in report["files"]:
+            console.print(file)
+        if mesh is not None:
+            console.print(f"{report['faces']} faces, closed: {'yes' if mesh.info['watertight'] else 'no'}")
+
+
+@app.command()
+def evaluate(run_path: RunPath, as_json: AsJson = False) -> None:
+    """Measure a run's object against the true one (prompts of the built-in world).
+
+    Example: `carv3d evaluate outputs/shapes/a-red-mushroom-1 --json`
+    """
+    from carv3d.evaluation import evaluate_run
+    from carv3d.generation import set_threads
+    from carv3d.runs import Run
+
+    with Run.open(run_path) as run:
+        set_threads(run.config)
+        with console.status("rendering the true objects"):
+            figures = evaluate_run(run)
+    if as_json:
+        print(json.dumps(figures))
+    else:
+        for key, value in figures.items():
+            console.print(f"{key:>16}  {round(value, 3) if isinstance(value, float) else value}")
