@@ -17,7 +17,8 @@ from carv3d.errors import UserError
 from carv3d.teachers import DiffusersTeacher
 from carv3d.teachers.memory import bytes_of, peak_of
 from carv3d.teachers.requirements import memory_of
-from carv3d.teachers.weights import Remote, find, look, wanted
+from carv3d.teachers.weights import Remote, find, look
+from carv3d.teachers.weights.files import wanted
 from tests.pipelines import MAKERS, make_pipeline
 from tests.test_cli import carv3d
 
@@ -71,6 +72,20 @@ def test_one_set_of_weights_a_part() -> None:
     full, half = (wanted(names, half=half, pickle=False) for half in (False, True))
     assert sorted(full) == sorted([*common, "unet/diffusion_pytorch_model.safetensors"])
     assert set(half) - set(full) == {"unet/diffusion_pytorch_model.fp16.safetensors"}
+    exports = ["vae_decoder/model.safetensors", "unet/openvino_model.bin", "text_encoder/flax_model.msgpack"]
+    assert wanted([*names, *exports], half=False, pickle=True) == full
+    shards = [f"transformer/{x}" for x in ("model-00001-of-00002", "model-00002-of-00002")]
+    both = [f"{name}{kind}.safetensors" for name in shards for kind in ("", ".fp16")]
+    indices = [f"transformer/model.safetensors.index{kind}.json" for kind in ("", ".fp16")]
+    for there, half, kind in (
+        (both, True, ".fp16"),
+        (both, False, ""),
+        (both[::2], True, ""),
+        (both[1::2], False, ".fp16"),
+    ):
+        found = wanted(["model_index.json", *there, *indices], half=half, pickle=False)
+        index = f"transformer/model.safetensors.index{kind}.json"
+        assert sorted(found[1:]) == sorted([*(f"{name}{kind}.safetensors" for name in shards), index])
     pickled = ["model_index.json", "unet/config.json", "unet/diffusion_pytorch_model.bin"]
     with pytest.raises(UserError, match="can run any code"):
         wanted(pickled, half=False, pickle=False)
