@@ -173,6 +173,11 @@ class CameraSampler:
         azimuth, elevation = sequence_points(first, count, offset).to(generator.device).T
         return self._at(_within(self.azimuth, azimuth), _within(self.elevation, elevation), generator)
 
+    def around(self, count: int, elevation: float, size: int) -> Cameras:
+        """Cameras around the object at the middle distance and field of view, `size` pixels square."""
+        distance, fov = sum(self.distance) / 2, sum(self.fov) / 2
+        return orbit(count, elevation, distance=distance, fov=fov, height=size, width=size)
+
     def table(self, rows: int, columns: int, generator: torch.Generator) -> Cameras:
         """Cameras at the centres of rows x columns cells of the angles' ranges, row by row."""
         x, y = ((torch.arange(n, dtype=torch.float64, device=generator.device) + 0.5) / n for n in (rows, columns))

@@ -1,13 +1,16 @@
-"""How good a run's object is, where the true object is known: the built-in world."""
+"""How good a run's object is: against the true object in the built-in world, and by CLIP anywhere."""
 
 from __future__ import annotations
 
-from dataclasses import dataclass
+from collections.abc import Sequence
+from dataclasses import asdict, dataclass, fields
 from typing import Any
 
 import torch
 from torch import Tensor
 
+from carv3d import build
+from carv3d.alignment import DEFAULT_CLIP, VIEWS, Clip
 from carv3d.cameras import Cameras
 from carv3d.errors import UserError
 from carv3d.generation import load_trained
@@ -75,40 +78,45 @@ def silhouette_iou(opacity: Tensor, truth: Tensor) -> float:
     return torch.where(union > 0, (a & b).sum(1) / union.clamp_min(1), 1.0).mean().item()
 
 
-def evaluate_run(run: Run) -> dict[str, Any]:
-    """Everything `carv3d evaluate` reports: the field and the exported mesh against the true object.
+def evaluate_run(run: Run, clip: Clip | None = None, others: Sequence[str] = ()) -> dict[str, Any]:
+    """Everything `carv3d evaluate` reports: the scene and the exported mesh, by what there is to judge them by.
+
+    Args:
+        run: with a checkpoint.
+        clip: judges how pictures fit the prompt; None for not at all.
+        others: prompts that the run's own is told from, see `carv3d.alignment.Alignment`.
 
     Raises:
-        UserError: the prompt is not of the built-in world, or there is no checkpoint.
+        UserError: there is no checkpoint; or neither a true object nor a CLIP model.
     """
+    prompt = run.config.prompt
     try:
-        thing = parse(run.config.prompt)
+        thing = parse(prompt)
     except UserError as error:
-        raise UserError(f"only objects of the built-in world have a true form to compare with: {error}") from None
+        if clip is None:
+            raise UserError(
+                f"there is nothing to judge {prompt!r} by: no true object ({str(error).rstrip('.')}); give --clip "
+                f"{DEFAULT_CLIP}, or a folder with such a model"
+            ) from None
+        thing = None
     trained = load_trained(run)
-    judge = Judge()
-    rgb, opacity, _ = render_views(trained.scene, trained.renderer, judge.cameras)
-    field = judge.score(thing, rgb, opacity)
-    figures: dict[str, Any] = {
-        "prompt": run.config.prompt,
-        "object": thing.caption,
-        "psnr": field.psnr,
-        "iou": field.iou,
-        "retrieval_rank": field.retrieval_rank,
-        "mesh_psnr": None,
-        "mesh_iou": None,
-        "mesh_retrieval_rank": None,
-        "seconds": trained.seconds,
-        "steps": trained.step,
-    }
-    for path in sorted(run.mesh.glob("mesh.*")):
-        if path.suffix in (".glb", ".obj", ".ply"):
-            drawn = render_mesh(load(path), judge.cameras, supersample=2)
-            mesh = judge.score(thing, drawn.rgb, drawn.opacity)
-            figures |= {
-                "mesh_psnr": mesh.psnr,
-                "mesh_iou": mesh.iou,
-                "mesh_retrieval_rank": mesh.retrieval_rank,
-            }
-            break
-    return figures
+    path = next((path for path in sorted(run.mesh.glob("mesh.*")) if path.suffix in (".glb", ".obj", ".ply")), None)
+    mesh = load(path) if path else None
+    figures: dict[str, Any] = {"prompt": prompt}
+    if thing is not None:
+        figures["object"] = thing.caption
+        judge = Judge()
+        rgb, opacity, _ = render_views(trained.scene, trained.renderer, judge.cameras)
+        drawn = render_mesh(mesh, judge.cameras, supersample=2) if mesh else None
+        figures |= asdict(judge.score(thing, rgb, opacity))
+        of_mesh = asdict(judge.score(thing, drawn.rgb, drawn.opacity)) if drawn else {}
+        figures |= {f"mesh_{field.name}": of_mesh.get(field.name) for field in fields(Score)}
+    if clip is not None:
+        cameras = build.camera_sampler(run.config).around(VIEWS, 15.0, 224)
+        rgb, _, _ = render_views(trained.scene, trained.renderer, cameras)
+        figures |= {"clip": clip.path, **asdict(clip.alignment(rgb, prompt, others))}
+        if mesh:
+            drawn = render_mesh(mesh, cameras, supersample=2)
+            found = asdict(clip.alignment(drawn.rgb, prompt, others))
+            figures |= {f"mesh_{key}": value for key, value in found.items()}
+    return figures | {"seconds": trained.seconds, "steps": trained.step}

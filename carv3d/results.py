@@ -10,7 +10,7 @@ import torch
 import torch.nn.functional as F
 from torch import Tensor
 
-from carv3d.cameras import Cameras, CameraSampler, orbit
+from carv3d.cameras import Cameras, CameraSampler
 from carv3d.config.schema import Mesh as MeshConfig
 from carv3d.config.schema import Turntable
 from carv3d.images import sheet, write_png, write_video
@@ -52,7 +52,7 @@ def render_views(
 
 def write_preview(scene: Scene, renderer: Renderer[Any], sampler: CameraSampler, path: Path) -> None:
     """Four sides of the scene as one small PNG, at the size and distance of the training renders."""
-    cameras = _around(sampler, 4, 15.0, sampler.height)
+    cameras = sampler.around(4, 15.0, sampler.height)
     rgb, _, _ = render_views(scene, renderer, cameras)
     write_png(sheet(F.interpolate(rgb, scale_factor=2, mode="bilinear"), 4), path)
 
@@ -62,7 +62,7 @@ def write_opinion(trainer: Trainer, path: Path) -> None:
     rng = torch.Generator(trainer.device).manual_seed(0)  # the run's own draws go on as if it had not been
     sampler = trainer.sampler
     with torch.no_grad():
-        _, z, condition = trainer.look(_around(sampler, 1, 15.0, sampler.height), rng)
+        _, z, condition = trainer.look(sampler.around(1, 15.0, sampler.height), rng)
     pictures, columns = opinion(trainer.teacher, z, condition, trainer.carv.p, trainer.carv.scale, rng)
     write_png(sheet(pictures, columns), path)
 
@@ -72,7 +72,7 @@ def write_contact_sheet(
 ) -> None:
     """Eight views around and above: colour in the first row, normals in the second."""
     rgb, normals = [], []
-    for cameras in (_around(sampler, 6, 15.0, size), _around(sampler, 2, 55.0, size)):
+    for cameras in (sampler.around(6, 15.0, size), sampler.around(2, 55.0, size)):
         colour, _, normal = render_views(scene, renderer, cameras, normals=True)
         assert normal is not None
         rgb.append(colour)
@@ -89,7 +89,7 @@ def write_turntable(
     progress: Progress | None = None,
 ) -> None:
     """One turn around the scene as .mp4."""
-    cameras = _around(sampler, section.frames, section.elevation, section.size)
+    cameras = sampler.around(section.frames, section.elevation, section.size)
     rgb, _, _ = render_views(scene, renderer, cameras, progress=progress)
     write_video(rgb, path, section.fps)
 
@@ -120,9 +120,3 @@ def export(scene: Scene, section: MeshConfig, folder: Path) -> tuple[Mesh | None
             replace_file(folder / "splat.ply", to_ply(scene))
             files.append(folder / "splat.ply")
     return mesh, files
-
-
-def _around(sampler: CameraSampler, count: int, elevation: float, size: int) -> Cameras:
-    """Cameras around the object at the training cameras' middle distance and field of view, `size` pixels square."""
-    distance, fov = sum(sampler.distance) / 2, sum(sampler.fov) / 2
-    return orbit(count, elevation, distance=distance, fov=fov, height=size, width=size)

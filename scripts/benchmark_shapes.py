@@ -20,10 +20,10 @@ from pathlib import Path
 import torch
 
 from carv3d.cameras import orbit
-from carv3d.comparison import read_prompts
 from carv3d.generation import load_trained
 from carv3d.images import sheet, write_png
 from carv3d.mesh import load
+from carv3d.prompt_files import read_prompts
 from carv3d.renderers.mesh import render_mesh
 from carv3d.results import render_views
 from carv3d.runs import Run, slug

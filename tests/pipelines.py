@@ -20,10 +20,13 @@ from diffusers import (
 )
 from tokenizers import Tokenizer, models, pre_tokenizers, processors
 from transformers import (
+    CLIPConfig,
+    CLIPModel,
     CLIPTextConfig,
     CLIPTextModel,
     CLIPTextModelWithProjection,
     CLIPTokenizer,
+    CLIPVisionConfig,
     PreTrainedTokenizerFast,
     T5Config,
     T5EncoderModel,
@@ -142,6 +145,20 @@ def make_deepfloyd(folder: Path) -> Path:
         watermarker=None,
         **NO_CHECKER,
     ).save_pretrained(folder)
+    return folder
+
+
+def make_clip(folder: Path) -> Path:
+    """A CLIP model that judges pictures of 32 pixels."""
+    torch.manual_seed(0)
+    text = _clip_config()
+    vision = CLIPVisionConfig(
+        hidden_size=8, intermediate_size=16, num_hidden_layers=1, num_attention_heads=2, image_size=32, patch_size=8
+    )
+    CLIPModel(CLIPConfig(text_config=text.to_dict(), vision_config=vision.to_dict(), projection_dim=8)).save_pretrained(
+        folder
+    )
+    _clip_tokenizer().save_pretrained(folder)
     return folder
 
 

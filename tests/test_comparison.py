@@ -21,18 +21,16 @@ import torch
 from rich.console import Console
 
 from carv3d.comparison import comparison as module
-from carv3d.comparison import execution, find_prompts, plan, read_prompts
-from carv3d.comparison.execution import _Children, check_runs, execute, jobs_of
+from carv3d.comparison import execution, plan, yardsticks
+from carv3d.comparison.execution import _Children, check_runs, execute, folder_name, jobs_of
 from carv3d.comparison.plan import Plan, equal_steps, make_plan, methods_of
-from carv3d.comparison.prompts import DEFAULT_PROMPTS, folder_name
 from carv3d.comparison.statistics import Array, Bootstrap, Curves, Result, reach, results
 from carv3d.config import Config, find_config, load
 from carv3d.errors import UserError
 from carv3d.evaluation import Judge
 from carv3d.generation import generate
 from carv3d.runs import Run
-from carv3d.shapes import parse
-from tests.pipelines import make_pipeline
+from tests.pipelines import make_clip, make_pipeline
 from tests.test_cli import carv3d
 
 TINY = [
@@ -46,37 +44,6 @@ small_judge = functools.cache(lambda: Judge(16))
 
 def tiny(*overrides: str) -> Config:
     return load(find_config("shapes"), [*TINY, *overrides])
-
-
-# ------------------------------------------------------------------------------------------ prompts
-
-
-def test_prompt_files(tmp_path: Path) -> None:
-    """Blank lines and comments are skipped, white space is made single, the order is kept."""
-    file = tmp_path / "prompts.txt"
-    file.write_text("# mine\n\n a  red\tcone \na blue cube\n")
-    assert read_prompts(file) == ["a red cone", "a blue cube"]
-
-
-@pytest.mark.parametrize(
-    "text, message",
-    [
-        ("a red cone\n\nA  Red Cone\n", "lines 1 and 3 are the same prompt 'A Red Cone'"),
-        ("# none\n\n", "has no prompts"),
-        (None, "no prompt file"),
-    ],
-)
-def test_prompt_files_that_cannot_be_used(tmp_path: Path, text: str | None, message: str) -> None:
-    file = tmp_path / "prompts.txt"
-    if text is not None:
-        file.write_text(text)
-    with pytest.raises(UserError, match=message):
-        read_prompts(find_prompts(str(file)))
-
-
-def test_default_prompts_are_of_the_built_in_world() -> None:
-    prompts = read_prompts(find_prompts(DEFAULT_PROMPTS))
-    assert len(prompts) == 6 and all(parse(prompt) for prompt in prompts)
 
 
 def test_different_prompts_have_different_folders() -> None:
@@ -140,7 +107,7 @@ def timed(monkeypatch: pytest.MonkeyPatch) -> list[int]:
 
 def planned(folder: Path, *overrides: str, prompts: tuple[str, ...] = ("a red cone",), **given: object) -> Plan:
     asked = methods_of([("shapes", tiny(*overrides))])
-    options = {"seeds": 1, "equal": "time", "jobs": 1} | given
+    options = {"seeds": 1, "clip": "", "equal": "time", "jobs": 1} | given
     return make_plan(asked, list(prompts), folder=folder, **options)  # type: ignore[arg-type]
 
 
@@ -204,7 +171,7 @@ def test_twice_as_fast_is_a_speedup_of_two() -> None:
     found = results([base, fast])[1]
     assert (found.speedup.value, found.speedup.low, found.speedup.high) == (2.0, 2.0, 2.0)
     assert found.seconds_needed == 5.0 and found.calls_needed == 20.0
-    assert found.psnr_difference.value == 0.0 and found.psnr_difference.holds_zero
+    assert found.quality_difference.value == 0.0 and found.quality_difference.holds_zero
 
 
 def test_not_reached() -> None:
@@ -212,7 +179,7 @@ def test_not_reached() -> None:
     found = results([curves(np.array([5.0, 10.0, 15.0, 20.0])), curves(np.array([5.0, 9.0, 14.0, 19.0]))])[1]
     assert found.speedup.value is None and found.seconds_needed is None
     assert (found.speedup.low, found.speedup.high) == (0.0, 1.0)
-    assert found.psnr_difference.value == -1.0 and found.psnr_difference.holds_zero is False
+    assert found.quality_difference.value == -1.0 and found.quality_difference.holds_zero is False
 
 
 def test_identical_methods_do_not_differ() -> None:
@@ -220,9 +187,9 @@ def test_identical_methods_do_not_differ() -> None:
     noise = np.random.default_rng(1).normal(size=(2, 3))
     mine = curves(np.array([5.0, 10.0, 15.0, 20.0]), noise=noise)
     found = results([mine, mine])[1]
-    assert found.psnr_difference.value == 0.0 and found.psnr_difference.holds_zero
+    assert found.quality_difference.value == 0.0 and found.quality_difference.holds_zero
     assert (found.speedup.value, found.speedup.low, found.speedup.high) == (1.0, 1.0, 1.0)
-    assert found.psnr.low is not None and found.psnr.low < (found.psnr.value or 0)
+    assert found.quality.low is not None and found.quality.low < (found.quality.value or 0)
 
 
 def test_reach_counts_what_was_once_reached() -> None:
@@ -234,8 +201,8 @@ def test_reach_counts_what_was_once_reached() -> None:
 
 def test_one_seed_has_no_intervals() -> None:
     found: Result = results([curves(TIMES, seeds=1), curves(TIMES + 1, seeds=1)])[1]
-    assert found.psnr_difference.value == 1.0
-    assert found.psnr_difference.low is None and found.psnr_difference.holds_zero is None
+    assert found.quality_difference.value == 1.0
+    assert found.quality_difference.low is None and found.quality_difference.holds_zero is None
     assert found.speedup.value == pytest.approx(10 / 9) and found.speedup.high is None
 
 
@@ -270,7 +237,7 @@ def finished(tmp_path_factory: pytest.TempPathFactory) -> tuple[Path, dict[str, 
     (folder / "prompts.txt").write_text("# one\na red cone\n")
     with pytest.MonkeyPatch.context() as patch:
         patch.setattr(_Children, "run", in_process)
-        patch.setattr(module, "Judge", small_judge)
+        patch.setattr(yardsticks, "Judge", small_judge)
         figures = compare(folder, "--json")
     return folder / "out", figures
 
@@ -319,10 +286,30 @@ def test_teacher_without_true_objects(tmp_path: Path, monkeypatch: pytest.Monkey
     where = ["--prompts", str(tmp_path / "prompts.txt"), "--seeds", "1", "--output", str(tmp_path / "out")]
     assert carv3d("compare", *words, *where, "--equal", "calls")[0] == 0
     page = (tmp_path / "out" / "report.html").read_text()
-    assert "Quality needs the built-in world for now" in page and "<svg" not in page
+    assert "Quality needs true objects to compare with, or --clip MODEL" in page and "<svg" not in page
     assert page.count('src="data:video/mp4') == 4 and page.count('src="data:image/png') == 4
     kept = Run.open(tmp_path / "out" / "sds" / "a-dragon-seed0")
     assert kept.config.training.steps == 8 and len(kept.checkpoints.paths()) == 2  # no curve, so no more
+
+
+def test_quality_by_clip(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    """Without true objects, CLIP gives curves, differences and a page; a comparison by something else is refused."""
+    teacher, clip = make_pipeline(tmp_path / "teacher", camera=False), make_clip(tmp_path / "clip")
+    (tmp_path / "prompts.txt").write_text("a dragon\na fox\n")
+    monkeypatch.setattr(_Children, "run", in_process)
+    words = [f"teacher.path={teacher}", *(w for w in TINY if not w.startswith("teacher")), "training.steps=2"]
+    where = ["--prompts", str(tmp_path / "prompts.txt"), "--seeds", "1", "--output", str(tmp_path / "out")]
+    out = io.StringIO()
+    with contextlib.redirect_stdout(out):
+        code, _, _ = carv3d("compare", *words, *where, "--equal", "calls", "--clip", str(clip), "--json")
+    assert code == 0
+    for row in json.loads(out.getvalue())["methods"]:
+        assert 0 <= row["clip_score"] <= 100 and row["r_precision"] in {i / 20 for i in range(21)}
+        assert "psnr" not in row and row["difference"] is not None
+    page = (tmp_path / "out" / "report.html").read_text()
+    assert "CLIP score" in page and "R-precision" in page and "PSNR" not in page and " dB" not in page
+    assert page.count("<svg") == 3 and "true object:" not in page
+    assert carv3d("compare", *words, *where, "--equal", "calls")[0] == 2
 
 
 def test_second_call_runs_nothing(finished: tuple[Path, dict[str, object]], monkeypatch: pytest.MonkeyPatch) -> None:
@@ -353,7 +340,7 @@ def test_run_that_was_cut_off_is_gone_on_with(
         return real(self, command)
 
     monkeypatch.setattr(_Children, "run", count)
-    monkeypatch.setattr(module, "Judge", small_judge)
+    monkeypatch.setattr(yardsticks, "Judge", small_judge)
     again = compare(tmp_path / "copy", "--json")
     assert resumed == [["generate", "--resume", str(run)]]
     psnr = [[row["psnr"] for row in found["methods"]] for found in (figures, again)]  # type: ignore[attr-defined]
@@ -371,7 +358,7 @@ def test_folder_that_was_not_yet_a_run_is_made_anew(
         if path.name not in (".lock", "config.yaml"):
             shutil.rmtree(path) if path.is_dir() else path.unlink()
     monkeypatch.setattr(_Children, "run", in_process)
-    monkeypatch.setattr(module, "Judge", small_judge)
+    monkeypatch.setattr(yardsticks, "Judge", small_judge)
     again = compare(tmp_path / "copy", "--json")
     assert (run / "turntable.mp4").exists()
     psnr = [[row["psnr"] for row in found["methods"]] for found in (figures, again)]  # type: ignore[attr-defined]
@@ -408,7 +395,7 @@ def test_methods_on_different_devices_are_refused(tmp_path: Path, monkeypatch: p
     monkeypatch.setattr("torch.cuda.device_count", lambda: 1)
     asked = [("a", tiny()), ("b", tiny("device=cuda"))]
     with pytest.raises(UserError, match="must run on one device, not a on cpu, b on cuda"):
-        make_plan(asked, ["a red cone"], 1, "time", 1, tmp_path)
+        make_plan(asked, ["a red cone"], 1, "", "time", 1, tmp_path)
 
 
 def test_failed_run_says_which_and_why(tmp_path: Path, timed: list[int], monkeypatch: pytest.MonkeyPatch) -> None:
@@ -496,7 +483,7 @@ def test_check_runs_accepts_other_book_keeping(finished: tuple[Path, dict[str, o
     """Runs are ordinary runs: how many previews and checkpoints they kept makes no difference."""
     folder, _ = finished
     shutil.copytree(folder, tmp_path / "out")
-    found = make_plan(methods_of([("shapes", tiny())]), ["a red cone"], 1, "time", 1, tmp_path / "out")
+    found = make_plan(methods_of([("shapes", tiny())]), ["a red cone"], 1, "", "time", 1, tmp_path / "out")
     config = tmp_path / "out" / "sds" / "a-red-cone-seed0" / "config.yaml"
     config.write_text(re.sub(r"preview_every: \d+", "preview_every: 7", config.read_text()))
     check_runs(jobs_of(found, tmp_path / "out"), found)

@@ -23,7 +23,7 @@ app = typer.Typer(
     rich_markup_mode="markdown",
     help="Text to 3D, with compute-aware variance reduction.",
 )
-console = Console(stderr=True)
+console = Console(stderr=True, emoji=False)  # a colon in a prompt is a colon
 
 DEFAULT_CONFIG = "shapes"
 RunPath = Annotated[Path, typer.Argument(metavar="RUN", help="A folder that `carv3d generate` made.")]

@@ -22,6 +22,9 @@ def compare(
         str | None, typer.Option(metavar="FILE", help="One prompt a line; default: six of the built-in world.")
     ] = None,
     seeds: Annotated[int, typer.Option(min=1, help="Runs of each prompt and method.")] = 3,
+    clip: Annotated[
+        str | None, typer.Option(help="Quality by CLIP, a folder or hub id; default: by the true objects, if known.")
+    ] = None,
     equal: Annotated[str, typer.Option(metavar="time|calls", help="What all methods get as much of.")] = "time",
     jobs: Annotated[int, typer.Option(min=1, help="Runs at a time; they share the cores.")] = 1,
     output: Annotated[Path | None, typer.Option(help="Folder; default: one in output_dir/compare.")] = None,
@@ -47,8 +50,9 @@ def compare(
     configs = [(source.stem, load(source, overrides)) for source in sources]
     for _, found in configs:
         validate(found)
-    from carv3d.comparison import DEFAULT_PROMPTS, find_prompts
+    from carv3d.alignment import DEFAULT_CLIP
     from carv3d.comparison import compare as run_comparison
+    from carv3d.prompt_files import DEFAULT_PROMPTS, find_prompts
     from carv3d.reports.comparison import terminal_table, write_page
 
     names = "-".join(name for name, _ in configs)
@@ -56,7 +60,7 @@ def compare(
     prompt_file = find_prompts(prompts or DEFAULT_PROMPTS)
     try:
         comparison = run_comparison(
-            configs, prompt_file, seeds=seeds, equal=equal, jobs=jobs, folder=folder, console=console
+            configs, prompt_file, seeds=seeds, clip=clip, equal=equal, jobs=jobs, folder=folder, console=console
         )
     except KeyboardInterrupt:
         console.print("stopped; the same command goes on", markup=False, highlight=False)
@@ -68,6 +72,6 @@ def compare(
         print(json.dumps(figures))
         return
     console.print(terminal_table(comparison))
-    if not comparison.plan.measurable:
-        console.print("no quality: it needs the built-in world for now, where the true objects are known")
+    if comparison.plan.scale is None:
+        console.print(f"no quality: the true objects are not known; give --clip {DEFAULT_CLIP}, or a folder with one")
     console.print(str(report), markup=False, highlight=False, soft_wrap=True)

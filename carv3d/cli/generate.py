@@ -48,6 +48,8 @@ def generate(
                 run.save_config(config)
             _finish(run, resume=True, teacher=None, as_json=as_json)
     else:
+        from carv3d.prompt_files import look_up
+
         name, prompt, overrides = sort_words(words or [])
         source = find_config(name or DEFAULT_CONFIG)
         config = load(source, overrides)
@@ -55,7 +57,7 @@ def generate(
             config.prompt = prompt
         config.force = config.force or force
         validate(config)
-        require_prompt(config)
+        config.prompt = look_up(require_prompt(config), config.prompt_library)
         import torch
 
         from carv3d import build

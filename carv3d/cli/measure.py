@@ -60,6 +60,7 @@ def measure(
             folder = output or run.path / "measure" / f"step_{trainer.step_count:06d}"
     else:
         from carv3d.config import find_config, load, require_prompt, validate
+        from carv3d.prompt_files import look_up
         from carv3d.training import Trainer
 
         if step is not None:
@@ -72,7 +73,7 @@ def measure(
         config = load(source, overrides)
         config.prompt = prompt or config.prompt
         validate(config)
-        require_prompt(config)
+        config.prompt = look_up(require_prompt(config), config.prompt_library)
         set_threads(config)
         trainer = Trainer(config)
         title = f"{config.prompt}, the initial scene"

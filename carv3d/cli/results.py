@@ -9,6 +9,7 @@ from typing import Annotated, Any
 import typer
 
 from carv3d.cli.app import AsJson, RunPath, app, console
+from carv3d.errors import UserError
 
 
 @app.command()
@@ -94,19 +95,34 @@ def export(
 
 
 @app.command()
-def evaluate(run_path: RunPath, as_json: AsJson = False) -> None:
-    """Measure a run's object against the true one (prompts of the built-in world).
+def evaluate(
+    run_path: RunPath,
+    clip: Annotated[
+        str | None, typer.Option(help="A CLIP model, a folder or hub id: how views fit the prompt.")
+    ] = None,
+    prompts: Annotated[
+        str | None, typer.Option(metavar="FILE", help="What CLIP tells the prompt from; default: carv3d's library.")
+    ] = None,
+    as_json: AsJson = False,
+) -> None:
+    """Measure a run's object: against the true one (prompts of the built-in world), and by CLIP (any prompt).
 
-    Example: `carv3d evaluate outputs/shapes/a-red-mushroom-1 --json`
+    Example: `carv3d evaluate outputs/shapes/a-red-mushroom-1 --json`,
+    `carv3d evaluate RUN --clip openai/clip-vit-base-patch32`
     """
+    if prompts and not clip:
+        raise UserError("--prompts are what CLIP tells the prompt from: give --clip too")
+    from carv3d.alignment import Clip
     from carv3d.evaluation import evaluate_run
     from carv3d.generation import set_threads
+    from carv3d.prompt_files import LIBRARY, find_prompts, read_prompts
     from carv3d.runs import Run
 
     with Run.open(run_path) as run:
         set_threads(run.config)
-        with console.status("rendering the true objects"):
-            figures = evaluate_run(run)
+        others = read_prompts(find_prompts(prompts or LIBRARY)) if clip else []
+        with console.status("rendering"):
+            figures = evaluate_run(run, Clip(clip) if clip else None, others)
     if as_json:
         print(json.dumps(figures))
     else:

@@ -2,6 +2,5 @@
 
 from carv3d.comparison.comparison import Comparison, Outcome, compare
 from carv3d.comparison.plan import Method, Plan
-from carv3d.comparison.prompts import DEFAULT_PROMPTS, find_prompts, read_prompts
 
-__all__ = ["DEFAULT_PROMPTS", "Comparison", "Method", "Outcome", "Plan", "compare", "find_prompts", "read_prompts"]
+__all__ = ["Comparison", "Method", "Outcome", "Plan", "compare"]

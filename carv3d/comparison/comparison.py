@@ -4,7 +4,6 @@ from __future__ import annotations
 
 from collections.abc import Sequence
 from dataclasses import dataclass
-from functools import cache
 from pathlib import Path
 from typing import Any
 
@@ -12,14 +11,15 @@ import numpy as np
 from rich.console import Console
 from rich.progress import track
 
+from carv3d.alignment import Clip
 from carv3d.comparison.execution import Job, check_runs, execute, jobs_of, locked
 from carv3d.comparison.plan import EQUAL, Method, Plan, knows_truth, make_plan, methods_of
-from carv3d.comparison.prompts import read_prompts
 from carv3d.comparison.quality import Quality, kept_quality, measure
 from carv3d.comparison.statistics import Curves, Result, results
+from carv3d.comparison.yardsticks import TRUTH, Alignment, Scale, Truth, Yardstick
 from carv3d.config import Config
 from carv3d.errors import UserError
-from carv3d.evaluation import Judge
+from carv3d.prompt_files import read_prompts
 from carv3d.runs import Run
 from carv3d.shapes import parse
 
@@ -31,7 +31,7 @@ class Outcome:
     Attributes:
         method: which.
         seconds: of training, mean over its runs, as they measured them.
-        curves: its quality; None if the true objects are not known.
+        curves: its quality; None if there is nothing to measure it by.
         result: the same.
     """
 
@@ -40,8 +40,12 @@ class Outcome:
     curves: Curves | None
     result: Result | None
 
-    def figures(self) -> dict[str, Any]:
-        """Of the method, as JSON; None for what is not known."""
+    def figures(self, scale: Scale) -> dict[str, Any]:
+        """Of the method, as JSON; None for what is not known.
+
+        Args:
+            scale: what quality is.
+        """
         guidance = self.method.config.guidance
         found: dict[str, Any] = {
             "name": self.method.name,
@@ -57,8 +61,9 @@ class Outcome:
             "seconds": self.method.steps * self.method.seconds_per_step,
             "measured_seconds": self.seconds,
         }
-        of = {"psnr": "psnr", "iou": "iou", "difference": "psnr_difference", "iou_difference": "iou_difference"}
-        of |= {"speedup": "speedup", "speedup_calls": "speedup_calls"}
+        first, second = scale.keys
+        of = {first: "quality", second: "other", "difference": "quality_difference"}
+        of |= {f"{second}_difference": "other_difference", "speedup": "speedup", "speedup_calls": "speedup_calls"}
         for key, name in of.items():
             for suffix, part in (("", "value"), ("_low", "low"), ("_high", "high")):
                 found[key + suffix] = getattr(getattr(self.result, name), part) if self.result else None
@@ -89,7 +94,7 @@ class Comparison:
         """Everything as JSON."""
         plan = self.plan
         return {
-            "methods": [outcome.figures() for outcome in self.outcomes],
+            "methods": [outcome.figures(plan.scale or TRUTH) for outcome in self.outcomes],
             "baseline": plan.methods[0].name,
             "prompts": plan.prompts,
             "seeds": plan.seeds,
@@ -107,6 +112,7 @@ def compare(
     prompt_file: Path,
     *,
     seeds: int,
+    clip: str | None,
     equal: str,
     jobs: int,
     folder: Path,
@@ -118,6 +124,7 @@ def compare(
         configs: names and configs; see `methods_of`.
         prompt_file: see `read_prompts`.
         seeds: how many; 0 to seeds - 1.
+        clip: the CLIP model that quality is measured by; None for the true objects, where they are known.
         equal: "time" or "calls".
         jobs: runs at a time.
         folder: of the comparison; what is there is kept.
@@ -138,25 +145,26 @@ def compare(
             except UserError as error:
                 reason = str(error).removesuffix(" Use --force to go on all the same")
                 raise UserError(f"{prompt_file}: {prompt!r}: {reason}") from None
+    found = Clip(clip) if clip else None  # what is wrong with it is said now
     with locked(folder):
         if not (folder / "plan.json").exists():
             console.print("timing a step of each method", markup=False, highlight=False)
-        plan = make_plan(asked, prompts, seeds, equal, jobs, folder)
+        plan = make_plan(asked, prompts, seeds, clip or "", equal, jobs, folder)
         runs = jobs_of(plan, folder)
         check_runs(runs, plan)
         made = execute(runs, plan, folder, jobs, console)
         check_runs(made, plan)
-        qualities = _measure(runs, plan, console)
+        yardstick = Alignment(found, plan.prompts) if found else Truth() if plan.scale else None
+        qualities = _measure(runs, yardstick, console)
     return Comparison(plan, _outcomes(plan, runs, qualities), runs, Run.open(runs[0].path).environment, made)
 
 
-def _measure(jobs: Sequence[Job], plan: Plan, console: Console) -> list[Quality]:
+def _measure(jobs: Sequence[Job], yardstick: Yardstick | None, console: Console) -> list[Quality]:
     """Of every run, from its folder where it is there."""
-    judge = cache(Judge) if plan.measurable else None
-    found = [kept_quality(job, plan.measurable) for job in jobs]
+    found = [kept_quality(job, yardstick) for job in jobs]
     missing = [index for index, quality in enumerate(found) if quality is None]
     for index in track(missing, "measuring", console=console, disable=not missing):
-        found[index] = measure(jobs[index], judge)
+        found[index] = measure(jobs[index], yardstick)
     return [quality for quality in found if quality is not None]
 
 
@@ -172,11 +180,11 @@ def _outcomes(plan: Plan, jobs: Sequence[Job], qualities: Sequence[Quality]) -> 
                 steps=steps,
                 seconds=steps * method.seconds_per_step,
                 calls=steps * method.calls_per_step,
-                psnr=np.array([[quality.psnr for quality in row] for row in mine]),
-                iou=np.array([[quality.iou for quality in row] for row in mine]),
+                quality=np.array([[found.first for found in row] for row in mine]),
+                other=np.array([[found.second for found in row] for row in mine]),
             )
         )
-    if not plan.measurable:
+    if plan.scale is None:
         return [Outcome(method, time, None, None) for method, time in zip(plan.methods, seconds, strict=True)]
     found = results(curves)
     return [Outcome(*parts) for parts in zip(plan.methods, seconds, curves, found, strict=True)]

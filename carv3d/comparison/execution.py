@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import fcntl
+import hashlib
 import json
 import os
 import shutil
@@ -19,10 +20,9 @@ from pathlib import Path
 from rich.console import Console
 
 from carv3d.comparison.plan import Method, Plan, differing_key
-from carv3d.comparison.prompts import folder_name
 from carv3d.errors import UserError
 from carv3d.progress import progress
-from carv3d.runs import Run, disk_errors
+from carv3d.runs import Run, disk_errors, slug
 
 _GRACE = 30.0  # seconds that a stopped run has to save itself
 _BEFORE_A_RUN = {".lock", "log.txt", "config.yaml", "checkpoints", "previews"}  # what may lie there when it is killed
@@ -41,6 +41,14 @@ class Job:
     def finished(self) -> bool:
         """Whether nothing is left to do; the turntable is a run's last result."""
         return (self.path / "turntable.mp4").is_file()
+
+
+def folder_name(prompt: str, seed: int) -> str:
+    """The name of a run's folder in a comparison; different prompts have different names."""
+    name = slug(prompt)
+    if name.replace("-", " ") != prompt.lower():  # the slug leaves something out: another prompt may share it
+        name += "-" + hashlib.sha256(prompt.casefold().encode()).hexdigest()[:8]
+    return f"{name}-seed{seed}"
 
 
 def jobs_of(plan: Plan, folder: Path) -> list[Job]:
@@ -148,7 +156,7 @@ def _run(job: Job, folder: Path, children: _Children) -> None:
         # In quotes, as YAML: a prompt is taken as it stands, whatever is in it.
         prompt = f"prompt={json.dumps(job.prompt, ensure_ascii=False)}"
         words = ["generate", str(config), prompt, f"seed={job.seed}", "--output", str(job.path)]
-    code, said = children.run([sys.executable, "-m", "carv3d.cli", *words])
+    code, said = children.run([sys.executable, "-m", "carv3d", *words])
     if code:
         last = next((line.strip() for line in reversed(said.splitlines()) if line.strip()), f"exit code {code}")
         raise UserError(f"the run {job.path} failed: {last.removeprefix('error: ')}")

@@ -13,6 +13,7 @@ import torch
 
 from carv3d import build
 from carv3d.comparison.calibration import seconds_per_step
+from carv3d.comparison.yardsticks import ALIGNMENT, TRUTH, Scale
 from carv3d.config import Config, to_yaml, validate
 from carv3d.config.schema import ExactTeacher
 from carv3d.errors import UserError
@@ -28,7 +29,7 @@ EQUAL = ("time", "calls")
 
 # Keys that neither change what a run learns nor how fast: runs that differ in them may be compared.
 _BOOK_KEEPING = (
-    *("prompt", "seed", "device", "threads", "output_dir", "force", "mesh", "turntable"),
+    *("prompt", "prompt_library", "seed", "device", "threads", "output_dir", "force", "mesh", "turntable"),
     *("training.preview_every", "training.opinion_every", "training.checkpoint_every", "training.keep_checkpoints"),
 )
 
@@ -70,15 +71,18 @@ class Plan:
     methods: list[Method]
     prompts: list[str]
     seeds: int
+    clip: str  # the model that quality is measured by; "": the true objects, where they are known
     equal: str
     device: str
     device_name: str  # as in a run's environment.json
     threads: int  # of a run, on the CPU
 
     @property
-    def measurable(self) -> bool:
-        """Whether the true objects are known."""
-        return knows_truth(self.methods[0].config)
+    def scale(self) -> Scale | None:
+        """What quality is; None if there is nothing to measure it by."""
+        if self.clip:
+            return ALIGNMENT
+        return TRUTH if knows_truth(self.methods[0].config) else None
 
 
 def knows_truth(config: Config) -> bool:
@@ -131,7 +135,13 @@ def equal_steps(own: int, costs: Sequence[float]) -> list[int]:
 
 
 def make_plan(
-    asked: Sequence[tuple[str, Config]], prompts: Sequence[str], seeds: int, equal: str, jobs: int, folder: Path
+    asked: Sequence[tuple[str, Config]],
+    prompts: Sequence[str],
+    seeds: int,
+    clip: str,
+    equal: str,
+    jobs: int,
+    folder: Path,
 ) -> Plan:
     """The plan in the folder, extended to the prompts and seeds; or a new one, for which the methods are timed.
 
@@ -139,6 +149,7 @@ def make_plan(
         asked: see `methods_of`.
         prompts: see `read_prompts`.
         seeds: how many.
+        clip: see `Plan`.
         equal: one of `EQUAL`.
         jobs: runs at a time, which share the cores.
         folder: of the comparison; `plan.json` and a config for each method are written there.
@@ -158,15 +169,15 @@ def make_plan(
         costs = seconds if equal == "time" else [float(_calls(config)) for _, config in asked]
         steps = equal_steps(asked[-1][1].training.steps, costs)
     else:
-        _check(found, asked, prompts, seeds, equal, device, folder)
+        _check(found, asked, prompts, seeds, clip, equal, device, folder)
         threads = found["threads"]
         seconds = [row["ms_per_step"] / 1000 for row in found["methods"]]
         steps = [row["steps"] for row in found["methods"]]
     methods = [
-        Method(name, _run_config(config, count, device, threads), cost)
+        Method(name, _run_config(config, count, bool(clip), device, threads), cost)
         for (name, config), count, cost in zip(asked, steps, seconds, strict=True)
     ]
-    plan = Plan(methods, list(prompts), seeds, equal, str(device), device_name(device), threads)
+    plan = Plan(methods, list(prompts), seeds, clip, equal, str(device), device_name(device), threads)
     _write(plan, asked, folder)
     return plan
 
@@ -190,7 +201,9 @@ def _write(plan: Plan, asked: Sequence[tuple[str, Config]], folder: Path) -> Non
         }
         for method, (_, config) in zip(plan.methods, asked, strict=True)
     ]
-    values = {key: getattr(plan, key) for key in ("equal", "device", "device_name", "threads", "seeds", "prompts")}
+    values = {
+        key: getattr(plan, key) for key in ("clip", "equal", "device", "device_name", "threads", "seeds", "prompts")
+    }
     with disk_errors(folder):
         folder.mkdir(parents=True, exist_ok=True)
     for method in plan.methods:
@@ -214,6 +227,7 @@ def _check(
     asked: Sequence[tuple[str, Config]],
     prompts: Sequence[str],
     seeds: int,
+    clip: str,
     equal: str,
     device: torch.device,
     folder: Path,
@@ -228,6 +242,8 @@ def _check(
         raise refuse(f"of {', '.join(names)}, not of {', '.join(name for name, _ in asked)}")
     if found["equal"] != equal:
         raise refuse(f"at equal {found['equal']}, not equal {equal}")
+    if found.get("clip", "") != clip:
+        raise refuse(f"with quality by {found.get('clip') or 'the true objects'}, not by {clip or 'them'}")
     for row, (name, config) in zip(found["methods"], asked, strict=True):
         if difference := _difference(row["config"], _values(config)):
             raise refuse(f"in which {name} is another config ({difference})")
@@ -245,13 +261,13 @@ def _check(
 # ------------------------------------------------------------------------------------------ configs
 
 
-def _run_config(config: Config, steps: int, device: torch.device, threads: int) -> Config:
+def _run_config(config: Config, steps: int, by_clip: bool, device: torch.device, threads: int) -> Config:
     """The config of a method's runs: its share of the budget, checkpoints for the curve, no mesh."""
     found = copy.deepcopy(config)
     found.prompt, found.seed, found.device, found.threads = "", 0, str(device), threads
     found.training.steps, found.training.preview_every, found.training.opinion_every = steps, 0, 0
     found.training.checkpoint_every = _every(steps)
-    if knows_truth(config):  # otherwise there is no curve to measure, and a checkpoint may be large
+    if by_clip or knows_truth(config):  # otherwise there is no curve to measure, and a checkpoint may be large
         found.training.keep_checkpoints = 1000
     found.mesh.formats = []
     found.turntable.frames, found.turntable.size = 24, 128

@@ -25,14 +25,14 @@ class Curves:
     Attributes:
         steps: (C,), at which it was measured.
         seconds, calls: (C,), training time and teacher calls up to there.
-        psnr, iou: (P, S, C).
+        quality, other: (P, S, C), the two figures of the yardstick.
     """
 
     steps: Array
     seconds: Array
     calls: Array
-    psnr: Array
-    iou: Array
+    quality: Array
+    other: Array
 
 
 @dataclass(frozen=True)
@@ -59,17 +59,17 @@ class Result:
     """What a method came to. Quality is at the end of the runs, differences are to the baseline.
 
     Attributes:
-        psnr, psnr_difference: dB.
-        iou, iou_difference: in [0, 1].
-        speedup: the baseline's time to its own final PSNR over the method's time to it.
+        quality, quality_difference: the yardstick's first figure.
+        other, other_difference: its second.
+        speedup: the baseline's time to its own final quality over the method's time to it.
         speedup_calls: the same in teacher calls.
-        seconds_needed, calls_needed: to the baseline's final PSNR; None if it was not reached.
+        seconds_needed, calls_needed: to the baseline's final quality; None if it was not reached.
     """
 
-    psnr: Estimate
-    iou: Estimate
-    psnr_difference: Estimate
-    iou_difference: Estimate
+    quality: Estimate
+    other: Estimate
+    quality_difference: Estimate
+    other_difference: Estimate
     speedup: Estimate
     speedup_calls: Estimate
     seconds_needed: float | None
@@ -140,18 +140,18 @@ def results(curves: list[Curves]) -> list[Result]:
     Args:
         curves: all of the same prompts and seeds.
     """
-    bootstrap = Bootstrap(*curves[0].psnr.shape[:2])
+    bootstrap = Bootstrap(*curves[0].quality.shape[:2])
     base = curves[0]
     return [
         Result(
-            psnr=bootstrap.mean(mine.psnr[..., -1]),
-            iou=bootstrap.mean(mine.iou[..., -1]),
-            psnr_difference=bootstrap.mean(mine.psnr[..., -1] - base.psnr[..., -1]),
-            iou_difference=bootstrap.mean(mine.iou[..., -1] - base.iou[..., -1]),
-            speedup=_speedup(bootstrap, base.seconds, base.psnr, mine.seconds, mine.psnr),
-            speedup_calls=_speedup(bootstrap, base.calls, base.psnr, mine.calls, mine.psnr),
-            seconds_needed=_needed(mine.seconds, mine.psnr, base.psnr),
-            calls_needed=_needed(mine.calls, mine.psnr, base.psnr),
+            quality=bootstrap.mean(mine.quality[..., -1]),
+            other=bootstrap.mean(mine.other[..., -1]),
+            quality_difference=bootstrap.mean(mine.quality[..., -1] - base.quality[..., -1]),
+            other_difference=bootstrap.mean(mine.other[..., -1] - base.other[..., -1]),
+            speedup=_speedup(bootstrap, base.seconds, base.quality, mine.seconds, mine.quality),
+            speedup_calls=_speedup(bootstrap, base.calls, base.quality, mine.calls, mine.quality),
+            seconds_needed=_needed(mine.seconds, mine.quality, base.quality),
+            calls_needed=_needed(mine.calls, mine.quality, base.quality),
         )
         for mine in curves
     ]

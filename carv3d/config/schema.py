@@ -239,6 +239,7 @@ class Config:
     """One run."""
 
     prompt: str = ""
+    prompt_library: str = "prompts/library.txt"  # a file, one prompt a line; prompt=lib:fox is the one with that word
     negative_prompt: str = ""
     seed: int = 0
     device: str = "auto"  # auto | cpu | cuda | cuda:N

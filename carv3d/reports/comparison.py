@@ -13,6 +13,7 @@ from carv3d import __version__
 from carv3d.comparison.comparison import Comparison, Outcome
 from carv3d.comparison.quality import PICTURE, picture_camera
 from carv3d.comparison.statistics import Array, Bootstrap, Curves, Estimate
+from carv3d.comparison.yardsticks import TRUTH
 from carv3d.images import encode_png
 from carv3d.reports.page import Page, Table
 from carv3d.reports.plots import PALETTE, subplots, svg
@@ -35,10 +36,10 @@ def write_page(comparison: Comparison, path: Path, command: str) -> None:
     """
     names = [method.name for method in comparison.plan.methods]
     page = Page(f"{' and '.join(names[1:])} against {names[0]}", lead(comparison), footer=_footer(comparison, command))
-    if comparison.plan.measurable:
+    if comparison.plan.scale:
         _curves(page, comparison)
     _methods(page, comparison)
-    if comparison.plan.measurable:
+    if comparison.plan.scale:
         _prompts(page, comparison)
     _media(page, comparison)
     page.write(path)
@@ -52,24 +53,28 @@ def lead(comparison: Comparison) -> str:
     budget = f"time ({_three(seconds[-1])} s" if plan.equal == "time" else f"teacher calls ({calls[-1]:,}"
     over = f"{_count(len(plan.prompts), 'prompt')} and {_count(plan.seeds, 'seed')}"
     start = f"At equal {budget} of training a run), over {over}: "
-    if not plan.measurable:
-        return f"{start}pictures and costs. Quality needs the built-in world for now, where the true objects are known."
-    return start + "; ".join(_finding(outcome, baseline.name) for outcome in comparison.outcomes[1:]) + "."
+    if plan.scale is None:
+        return f"{start}pictures and costs. Quality needs true objects to compare with, or --clip MODEL."
+    return (
+        start
+        + "; ".join(_finding(outcome, baseline.name, plan.scale.unit) for outcome in comparison.outcomes[1:])
+        + "."
+    )
 
 
-def _finding(outcome: Outcome, baseline: str) -> str:
+def _finding(outcome: Outcome, baseline: str, unit: str) -> str:
     assert outcome.result is not None
-    name, found, speedup = outcome.method.name, outcome.result.psnr_difference, outcome.result.speedup
+    name, found, speedup = outcome.method.name, outcome.result.quality_difference, outcome.result.speedup
     assert found.value is not None
     digits = _digits(found, 1, 2)
-    size = f"{abs(found.value):.{digits}f} dB {'above' if found.value >= 0 else 'below'} {baseline}"
+    size = f"{abs(found.value):.{digits}f}{unit} {'above' if found.value >= 0 else 'below'} {baseline}"
     between = f"95 % interval {_signed(found.low, digits)} to {_signed(found.high, digits)}"
     if found.holds_zero is None:
         text = f"{name} ends {size}, and one seed cannot tell whether that is more than chance"
     elif found.holds_zero:
         text = (
             f"between {name} and {baseline} there is no difference that these runs can tell "
-            f"({_signed(found.value, digits)} dB, {between})"
+            f"({_signed(found.value, digits)}{unit}, {between})"
         )
     else:
         text = f"{name} ends {size} ({between})"
@@ -85,10 +90,11 @@ def _finding(outcome: Outcome, baseline: str) -> str:
 
 
 def _curves(page: Page, comparison: Comparison) -> None:
+    assert comparison.plan.scale is not None
     figure, axes = subplots(2, width=5.4, height=3.6)
     for axis, label in zip(axes, (_TIME, _CALLS), strict=True):
         _plot(axis, comparison.outcomes, label, slice(None))
-        axis.set_ylabel("PSNR, dB")
+        axis.set_ylabel(comparison.plan.scale.label)
     axes[0].legend(loc="lower right", frameon=False, fontsize=9)
     end = comparison.plan.methods[0].name
     band = "bands: 95 % intervals over seeds" if comparison.plan.seeds > 1 else "one seed, so no bands"
@@ -103,12 +109,14 @@ def _plot(axis: Axes, outcomes: list[Outcome], label: str, prompts: slice) -> No
     for outcome, colour in zip(outcomes, _colours(len(outcomes)), strict=True):
         assert outcome.curves is not None
         x = _axis(outcome.curves, label)
-        values = outcome.curves.psnr[prompts]
+        values = outcome.curves.quality[prompts]
         axis.plot(x, values.mean((0, 1)), color=colour, label=outcome.method.name, linewidth=1.6)
         if band := Bootstrap(*values.shape[:2]).band(values):
             axis.fill_between(x, *band, color=colour, alpha=0.16, linewidth=0)
     assert outcomes[0].curves is not None
-    axis.axhline(float(outcomes[0].curves.psnr[prompts, :, -1].mean()), color="#999999", linestyle="--", linewidth=0.8)
+    axis.axhline(
+        float(outcomes[0].curves.quality[prompts, :, -1].mean()), color="#999999", linestyle="--", linewidth=0.8
+    )
     axis.set_xlabel(label)
     axis.set_xlim(left=0)
 
@@ -126,15 +134,17 @@ def _colours(count: int) -> list[str]:
 
 def terminal_table(comparison: Comparison) -> RichTable:
     """The methods; without quality where the true objects are not known."""
-    table = RichTable("method", "K", "steps", "calls", "PSNR, dB", "IoU", "difference", "speed-up", box=None)
+    scale = comparison.plan.scale or TRUTH
+    first, second = scale.keys
+    table = RichTable("method", "K", "steps", "calls", scale.label, scale.names[1], "difference", "speed-up", box=None)
     for row in comparison.figures()["methods"]:
         cells = [row["name"], str(row["resamples"]), str(row["steps"]), str(row["teacher_calls"])]
-        if row["psnr"] is None:
+        if row[first] is None:
             cells += ["–"] * 4
         else:
             low, high = row["difference_low"], row["difference_high"]
             interval = "" if low is None else f" [{low:+.2f}, {high:+.2f}]"
-            cells += [f"{row['psnr']:.2f}", f"{row['iou']:.3f}", f"{row['difference']:+.2f}{interval}"]
+            cells += [f"{row[first]:.2f}", f"{row[second]:.3f}", f"{row['difference']:+.2f}{interval}"]
             cells.append("not reached" if row["speedup"] is None else f"{row['speedup']:.2f}")
         table.add_row(*cells)
     return table
@@ -161,33 +171,35 @@ def _methods(page: Page, comparison: Comparison) -> None:
         "training time of the runs by their own clocks; it differs from the time when the machine was busy, or when a "
         "scene became cheaper to render.",
     )
-    if not comparison.plan.measurable:
+    scale = comparison.plan.scale
+    if scale is None:
         return
     quality, speed = [], []
     for outcome in comparison.outcomes:
         assert outcome.result is not None
         name, found, baseline = outcome.method.name, outcome.result, outcome is comparison.outcomes[0]
-        difference = "–" if baseline else _difference(found.psnr_difference)
-        quality.append([name, _plus_minus(found.psnr, 1, 2), _plus_minus(found.iou, 3, 3), difference])
+        difference = "–" if baseline else _difference(found.quality_difference)
+        quality.append([name, _plus_minus(found.quality, 1, 2), _plus_minus(found.other, 3, 3), difference])
         in_time, in_calls = ("–" if baseline else _speedup(x) for x in (found.speedup, found.speedup_calls))
         in_seconds = "not reached" if found.seconds_needed is None else f"{_three(found.seconds_needed)} s"
         calls = "not reached" if found.calls_needed is None else f"{found.calls_needed:,.0f}"
         speed.append([name, in_seconds, in_time, calls, in_calls])
     end = comparison.plan.methods[0].name
     section.table(
-        Table(["method", "PSNR, dB", "IoU", f"difference to {end}, dB"], quality),
+        Table(["method", scale.label, scale.names[1], f"difference to {end}"], quality),
         "At the end of the runs, mean over prompts and seeds"
         + ("." if comparison.plan.seeds == 1 else "; ± and [ ]: 95 % intervals over seeds, for these prompts."),
     )
     section.table(
         Table(["method", "time needed", "speed-up", "teacher calls needed", "speed-up in calls"], speed),
-        f"What each method needs to come up to {end}'s final mean PSNR, on its mean curve. A speed-up above 1 "
-        f"means less than {end} needs.",
+        f"What each method needs to come up to {end}'s final mean {scale.names[0]}, on its mean curve. A "
+        f"speed-up above 1 means less than {end} needs.",
     )
 
 
 def _prompts(page: Page, comparison: Comparison) -> None:
-    plan, outcomes = comparison.plan, comparison.outcomes
+    plan, outcomes, scale = comparison.plan, comparison.outcomes, comparison.plan.scale
+    assert scale is not None
     section = page.section("Prompt by prompt")
     columns = min(3, len(plan.prompts))
     for label in (_TIME, _CALLS):
@@ -199,9 +211,9 @@ def _prompts(page: Page, comparison: Comparison) -> None:
             _plot(axis, outcomes, label, slice(index, index + 1))
             axis.set_title(plan.prompts[index], loc="left", fontsize=10)
         axes[0].legend(loc="lower right", frameon=False, fontsize=8)
-        section.plot(svg(figure), f"PSNR in dB against {label}.")
+        section.plot(svg(figure), f"{scale.label} against {label}.")
     rows = []
-    finals = [outcome.curves.psnr[..., -1] for outcome in outcomes if outcome.curves]
+    finals = [outcome.curves.quality[..., -1] for outcome in outcomes if outcome.curves]
     for index, prompt in enumerate(plan.prompts):
         mine = [final[index : index + 1] for final in finals]
         bootstrap = Bootstrap(*mine[0].shape)
@@ -211,7 +223,7 @@ def _prompts(page: Page, comparison: Comparison) -> None:
     head = ["prompt", *names, *(f"{name} − {names[0]}" for name in names[1:])]
     section.table(
         Table(head, rows),
-        "Final PSNR in dB. One prompt has few runs: its interval is rough, and one of twenty misses by chance.",
+        f"Final {scale.label}. One prompt has few runs: its interval is rough, and one of twenty misses by chance.",
     )
 
 
@@ -224,7 +236,7 @@ def _media(page: Page, comparison: Comparison) -> None:
     for index, prompt in enumerate(plan.prompts):
         jobs = [comparison.job(method, prompt) for method in plan.methods]
         row: list[tuple[str, bytes | Path]] = [(f"{job.method.name}: {prompt}", job.path / PICTURE) for job in jobs]
-        if plan.measurable:
+        if plan.scale is TRUTH:
             truth = reference(parse(prompt), picture_camera())[0][0]
             row.append((f"true object: {prompt}", encode_png(truth)))
         pictures.append(row)

@@ -1,16 +1,18 @@
-"""Prompt files: one prompt a line."""
+"""Prompt files: one prompt a line. And prompts that are looked up in one: `lib:fox`."""
 
 from __future__ import annotations
 
-import hashlib
+import re
 from pathlib import Path
 
 from carv3d.config import find_config
 from carv3d.errors import UserError
-from carv3d.runs import slug
 
 DEFAULT_PROMPTS = "prompts/compare.txt"
-"""Comes with carv3d."""
+"""Comes with carv3d: what `carv3d compare` compares by."""
+
+LIBRARY = "prompts/library.txt"
+"""Comes with carv3d: prompts for teachers that know more than the built-in world."""
 
 
 def find_prompts(name: str) -> Path:
@@ -58,9 +60,25 @@ def read_prompts(path: Path) -> list[str]:
     return [prompt for _, prompt in found.values()]
 
 
-def folder_name(prompt: str, seed: int) -> str:
-    """The name of a run's folder in a comparison; different prompts have different names."""
-    name = slug(prompt)
-    if name.replace("-", " ") != prompt.lower():  # the slug leaves something out: another prompt may share it
-        name += "-" + hashlib.sha256(prompt.casefold().encode()).hexdigest()[:8]
-    return f"{name}-seed{seed}"
+def look_up(prompt: str, library: str = LIBRARY) -> str:
+    """The prompt that `lib:WORDS` stands for, the only one of a library that has all the words; others as they are.
+
+    Args:
+        prompt: with or without "lib:".
+        library: see `find_prompts`.
+
+    Raises:
+        UserError: no prompt has the words, or several have.
+    """
+    if not prompt.startswith("lib:"):
+        return prompt
+    words = re.findall(r"[^\s_]+", prompt[4:].casefold())
+    prompts = read_prompts(find_prompts(library))
+    found = [one for one in prompts if all(word in one.casefold() for word in words)]
+    exact = [one for one in found if set(words) <= set(one.casefold().split())]
+    if len(exact or found) == 1:
+        return (exact or found)[0]
+    if not found:
+        raise UserError(f"{prompt}: no prompt of {library} has these words; `lib:a` lists some of them")
+    some = "; ".join(repr(one) for one in found[:8])
+    raise UserError(f"{prompt}: {len(found)} prompts of {library} have these words ({some}): give more words")

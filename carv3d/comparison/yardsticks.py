@@ -1,0 +1,85 @@
+"""What quality is, in a comparison: nearness to the true object, or how CLIP finds pictures to fit their prompts."""
+
+from __future__ import annotations
+
+from collections.abc import Sequence
+from dataclasses import dataclass
+from functools import cached_property
+from typing import Protocol
+
+from carv3d.alignment import VIEWS, Clip
+from carv3d.cameras import CameraSampler
+from carv3d.evaluation import Judge
+from carv3d.generation import Trained
+from carv3d.results import render_views
+from carv3d.shapes import parse
+
+
+@dataclass(frozen=True)
+class Scale:
+    """Names of a yardstick's two figures; the first is what curves and speed-ups are of.
+
+    Attributes:
+        keys: in files.
+        names: for people.
+        unit: of the first, " dB" for instance.
+    """
+
+    keys: tuple[str, str]
+    names: tuple[str, str]
+    unit: str
+
+    @property
+    def label(self) -> str:
+        """The first figure with its unit."""
+        return ",".join(filter(None, [self.names[0], self.unit]))
+
+
+TRUTH = Scale(("psnr", "iou"), ("PSNR", "IoU"), " dB")
+ALIGNMENT = Scale(("clip_score", "r_precision"), ("CLIP score", "R-precision"), "")
+
+
+class Yardstick(Protocol):
+    """Measures a run's object."""
+
+    scale: Scale
+
+    def measure(self, prompt: str, trained: Trained, sampler: CameraSampler) -> tuple[float, float]:
+        """Both figures.
+
+        Args:
+            prompt: the run's.
+            trained: its scene at some step.
+            sampler: its training cameras.
+        """
+        ...
+
+
+class Truth:
+    """Against the true object; see `carv3d.evaluation.Score`."""
+
+    scale = TRUTH
+
+    @cached_property
+    def _judge(self) -> Judge:  # takes seconds, and may not be needed
+        return Judge()
+
+    def measure(self, prompt: str, trained: Trained, sampler: CameraSampler) -> tuple[float, float]:
+        """See `Yardstick`; from the judge's own cameras."""
+        rgb, opacity, _ = render_views(trained.scene, trained.renderer, self._judge.cameras)
+        return self._judge.fidelity(parse(prompt), rgb, opacity)
+
+
+class Alignment:
+    """By CLIP, among all prompts of the comparison; see `carv3d.alignment.Alignment`."""
+
+    scale = ALIGNMENT
+
+    def __init__(self, clip: Clip, prompts: Sequence[str]) -> None:
+        self._clip, self._prompts = clip, prompts
+
+    def measure(self, prompt: str, trained: Trained, sampler: CameraSampler) -> tuple[float, float]:
+        """See `Yardstick`; from cameras around the object."""
+        rgb, _, _ = render_views(trained.scene, trained.renderer, sampler.around(VIEWS, 15.0, 224))
+        found = self._clip.alignment(rgb, prompt, self._prompts)
+        return found.clip_score, found.r_precision
