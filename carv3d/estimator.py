@@ -20,7 +20,7 @@ from dataclasses import dataclass
 import torch
 from torch import Tensor
 
-from carv3d.sampling import NoiseKind, Proposal, StrataKind, noise, strata
+from carv3d.sampling import NoiseKind, Proposal, StrataKind, draw
 
 # (z (N, ...), t (N,), eps (N, ...), r (N,)) -> r_b (N, ...): the residual of N draws; r[n] is the render of draw n.
 Residual = Callable[[Tensor, Tensor, Tensor, Tensor], Tensor]
@@ -79,9 +79,7 @@ def estimate(
     if K < 1 or chunk < 0:
         raise ValueError(f"resamples must be at least 1 and chunk at least 0, got K = {K}, chunk = {chunk}")
     R = len(z)
-    u = strata(R, K, kind, rng)
-    t = q.icdf(u)
-    eps = noise(R, K, z.shape[1:], rng, z.dtype, coupling)
+    t, eps = draw(R, K, z.shape[1:], q, rng, z.dtype, kind=kind, coupling=coupling)
     weight = (q.ratio[t] * w[t]).flatten()
 
     r = torch.arange(R, device=z.device).repeat_interleave(K)

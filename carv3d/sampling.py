@@ -157,3 +157,22 @@ def noise(
             eps = torch.randn(size, generator=rng, device=rng.device, dtype=dtype)
             return eps if resamples == 1 else (eps - eps.mean(1, keepdim=True)) * (resamples / (resamples - 1)) ** 0.5
     raise ValueError(f"unknown noise {kind!r}: use 'independent', 'antithetic' or 'zero_sum'")
+
+
+def draw(
+    renders: int,
+    resamples: int,
+    shape: torch.Size | tuple[int, ...],
+    q: Proposal,
+    rng: torch.Generator,
+    dtype: torch.dtype,
+    *,
+    kind: StrataKind,
+    coupling: NoiseKind,
+) -> tuple[Tensor, Tensor]:
+    """One batch of draws: t (R, K) long by the inverse CDF of stratified uniforms, then eps (R, K, *shape).
+
+    Everything that estimates an expectation over (t, eps) draws here: see `strata` for `kind`, `noise` for `coupling`.
+    """
+    t = q.icdf(strata(renders, resamples, kind, rng))
+    return t, noise(renders, resamples, shape, rng, dtype, coupling)
