@@ -208,12 +208,14 @@ def _recipe(config: Attribution, teacher: DiffusersTeacher, signer: Signer, item
     """All that signatures depend on, from what a user changes most often to what changes by itself."""
     section: TeacherSection = config.teacher
     return {
-        "teacher": {key: getattr(section, key) for key in _TEACHER_KEYS},
+        **{f"teacher.{key}": getattr(section, key) for key in _TEACHER_KEYS},
         "weights": _weights(teacher),
         "layers": list(signer.gradients.sizes),
-        "pictures": [len(items.names), items.digest()],
-        "draws": {**asdict(config.draws), "sha256": signer.draws.digest()},
-        "projection": asdict(config.projection),
+        "data.items": len(items.names),
+        "pictures": items.digest(),
+        **{f"draws.{key}": value for key, value in asdict(config.draws).items()},
+        "draws": signer.draws.digest(),
+        **{f"projection.{key}": value for key, value in asdict(config.projection).items()},
     }
 
 

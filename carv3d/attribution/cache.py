@@ -111,7 +111,7 @@ class Cache:
         except (OSError, ValueError, KeyError, TypeError) as error:
             raise UserError(f"{self._meta} is damaged: {again}") from error
         mine = json.loads(json.dumps(self._recipe))
-        for key in mine.keys() | old.keys():
+        for key in {**mine, **old}:
             if mine.get(key) != old.get(key):
                 raise UserError(
                     f"the gradients in {self.folder} were made with other {key} ({_shown(old.get(key))}, here "

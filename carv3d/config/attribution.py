@@ -59,7 +59,7 @@ class Attribution:
     threads: int = 0  # torch threads on the CPU; 0: as many as there are cores to run on
     output_dir: str = "outputs"  # results go to <output_dir>/attribute/<name>
     force: bool = False  # go on with a prompt that the built-in teacher does not know
-    layers: str = r"up_blocks\.0\.resnets"  # regular expression: linear and convolutional layers with it in their name
+    layers: str = r"up_blocks\.0\.resnets\.1"  # regular expression, found in names of linear and convolutional layers
     rows: int = 32  # most (picture, draw) pairs in one call of the denoiser
     top: int = 10  # training pictures shown for a query, at either end
     teacher: Any = field(default_factory=DiffusersTeacher)

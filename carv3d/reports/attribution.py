@@ -42,11 +42,15 @@ def write_page(found: Attributed, path: Path, footer: str) -> None:
     page = Page("Which training pictures made it", lead(found), footer=footer)
     for q, name in enumerate(found.queries.names[:_SHOWN]):
         section = page.section(name)
-        section.media([[(found.queries.captions[q] or "no caption", pictures.query(q))]])
-        for title, chosen in (("Highest scores", found.top[q]), ("Lowest scores", found.bottom[q])):
-            cells = [(_label(found, q, int(n)), pictures.item(int(n))) for n in chosen]
-            rows = [cells[first : first + 5] for first in range(0, len(cells), 5)]
-            section.media(rows, caption=title)
+        own = (found.queries.captions[q] or "no caption", pictures.query(q))
+        best, worst = (
+            [(_label(found, q, int(n)), pictures.item(int(n))) for n in of[q]] for of in (found.top, found.bottom)
+        )
+        section.media([[own, *best[:3]], best[3:7]], caption="The sample, and the training pictures of highest score.")
+        section.media([worst[:4]], caption="The lowest scores.")
+        if len(best) > 7:
+            rest = [[f"{n + 1}", *label.split(" ", 1)] for n, (label, _) in enumerate(best[7:], 7)]
+            section.table(Table(["rank", "score", "training picture"], rest))
     _summary(page, found)
     page.write(path)
 
