@@ -77,6 +77,7 @@ class RowGradients:
         """
         rows = len(losses)
         anchors = [next(layer.parameters()) for layer in self.layers.values()]
+        self._seen.clear()  # of a backward pass that was not ours
         # The hooks below collect what is needed; the summed gradients themselves are not.
         torch.autograd.grad(losses.sum(), anchors, allow_unused=True)
         seen, self._seen = self._seen, {}
