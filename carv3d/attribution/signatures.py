@@ -85,12 +85,16 @@ class Signer:
         return Signatures(short / length, norm)
 
     def _losses(self, z: Tensor, t: Tensor, eps: Tensor, condition: TextCondition) -> Tensor:
-        """(N,) `|eps_hat - eps|^2` of N pairs, told the caption and no guidance, as in training.
+        """(N,) what the denoiser was trained to make small: the squared error of its own kind of prediction.
 
-        A weight w(t) would scale a draw's gradient and leave its direction: the loss of a velocity is the same here.
+        Of N pairs, told the caption, without guidance. Another weight w(t) would scale a draw's gradient and leave its
+        direction. The errors of a velocity and of a flow are those of the noise over alpha_t, see `Family.eps_hat`.
         """
         alpha, sigma = self.teacher.schedule.at(t, z)
         words = condition.mixed(condition.cond)
         with torch.enable_grad():
             eps_hat = self.teacher.family.eps_hat(alpha * z + sigma * eps, t, words, condition.camera)
-            return (eps_hat - eps).square().flatten(1).sum(1)
+            error = eps_hat - eps
+            if self.teacher.family.prediction != "epsilon":
+                error = error / alpha
+            return error.square().flatten(1).sum(1)

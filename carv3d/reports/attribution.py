@@ -111,8 +111,8 @@ def _summary(page: Page, found: Attributed) -> None:
     _norms(axes[1], found)
     section.plot(
         svg(figure),
-        "Norms are before normalisation: a cosine does not see them, so that there is nothing to "
-        "sample timesteps in proportion to.",
+        "Norms of the gradients before they are normalised. Where they are flat in t, importance sampling would have "
+        "nothing to gain even without the normalisation.",
     )
     head = ["query", "highest", "of", "median", "lowest"]
     section.table(Table(head, [_row(found, q) for q in range(len(found.queries.names))]))
@@ -140,5 +140,5 @@ def _norms(axes: Axes, found: Attributed) -> None:
     low, middle, high = np.quantile(found.norms[:, order], [0.1, 0.5, 0.9], axis=0)
     axes.fill_between(found.t[order], low, high, color="#0072B2", alpha=0.2, label="10 to 90 %")
     axes.plot(found.t[order], middle, marker="o", ms=3, label="median picture")
-    axes.set(xlabel="t", ylabel="norm of the gradient", title="Gradient by timestep", yscale="log")
+    axes.set(xlabel="t", ylabel="norm of the gradient", title="Gradient by timestep", ylim=(0, None))
     axes.legend(fontsize=8)
