@@ -326,6 +326,7 @@ def test_a_killed_attribution_goes_on_with_the_same_numbers(
         (["a view", "projection.dimension=99999999"], "is above the"),
         (["a view", "draws.count=0"], "draws.count must be at least 1"),
         (["a view", "teacher.dtype=float16"], "teacher.dtype must be float32 or bfloat16"),
+        (["a view", "teacher.posterior=sample"], "teacher.posterior must be mode"),
         (["a view", "data.path=builtin"], "data.path must be a folder of pictures"),
         (["a view", "data.path=/nowhere"], "no pictures at /nowhere"),
         (["a view", "draws.cuont=4"], "did you mean 'draws.count'"),

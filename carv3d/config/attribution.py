@@ -86,13 +86,14 @@ def _rules(config: Attribution) -> Iterator[Rule]:
     # Squared losses leave the range of half precision, and their gradients vanish below it.
     yield "teacher.dtype", teacher.dtype, teacher.dtype != "float16", "float32 or bfloat16 for gradients"
     yield "teacher.compile", teacher.compile, not teacher.compile, "false: gradients are taken layer by layer"
+    mode = teacher.posterior == "mode"
+    yield "teacher.posterior", teacher.posterior, mode, "mode: a picture has one latent here"
     builtin = config.data.path != "builtin" or teacher.path == "builtin"
     yield "data.path", config.data.path, builtin, "a folder of pictures, since teacher.path is not builtin"
     device = re.fullmatch(r"auto|cpu|cuda(:\d+)?", config.device)
     yield "device", config.device, device is not None, "auto, cpu, cuda or cuda:N"
     yield "output_dir", config.output_dir, bool(config.output_dir.strip()), "a folder"
-    for key in ("threads",):
-        yield key, config.threads, config.threads >= 0, "at least 0"
+    yield "threads", config.threads, config.threads >= 0, "at least 0"
     for key in ("rows", "top"):
         yield key, getattr(config, key), getattr(config, key) >= 1, "at least 1"
     yield from at_least(config.data, "data", items=0)
