@@ -19,7 +19,7 @@ from carv3d.errors import UserError
 from carv3d.generation import cores
 from carv3d.runs.environment import cpu_name
 from carv3d.teachers import DiffusersTeacher as Teacher
-from carv3d.teachers.weights import Remote, configs_of, licence_of, look
+from carv3d.teachers.weights import Remote, SingleFile, configs_of, licence_of, look
 
 _NEEDED_GB = 1.0  # a run takes some 50 MB; below this something else will fill the disk soon
 
@@ -68,15 +68,29 @@ def _needs(config: Config) -> list[Finding]:
         return found
     try:
         half = section.dtype != "float32"
-        weights = look(section.path, revision=section.revision, mirrors=section.mirrors, half=half)
+        weights = look(
+            section.path,
+            revision=section.revision,
+            mirrors=section.mirrors,
+            half=half,
+            pickle=section.allow_pickle,
+        )
     except UserError as error:
         return [*found, Finding("weights", False, str(error))]
+    if isinstance(weights, SingleFile):
+        free, fits = _room(weights.folder.parent, weights.size)
+        what = f"{weights.size / 1e9:.2f} GB in {weights.file}; its first use makes a pipeline folder of it in"
+        found.append(Finding("weights", fits, f"{what} {weights.folder.parent}, which has {free / 1e9:.1f} GB free"))
+        return [*found, Finding("teacher's memory", True, "told once the file has been used")]
     if isinstance(weights, Remote):
         found.append(_remote(weights))
-        folder = configs_of(weights)
+        try:
+            folder = configs_of(weights)
+        except UserError as error:
+            return [*found, Finding("teacher's memory", False, str(error))]
     else:
         folder, licence = weights.folder, licence_of(weights.folder) or "not stated"
-        found.append(Finding("weights", True, f"{weights.size() / 1e9:.2f} GB in {folder}; licence: {licence}"))
+        found.append(Finding("weights", True, f"{weights.size / 1e9:.2f} GB in {folder}; licence: {licence}"))
     return [*found, _memory(folder, config, device)]
 
 
@@ -88,9 +102,15 @@ def _remote(weights: Remote) -> Finding:
     if weights.here:
         return Finding("weights", True, f"{what}; downloaded")
     cache = Path(HF_HUB_CACHE)
-    free = shutil.disk_usage(next(folder for folder in [cache, *cache.parents] if folder.exists())).free
-    fits = free > weights.size
+    free, fits = _room(cache, weights.size)
     return Finding("weights", fits, f"{what}; to be downloaded to {cache}, which has {free / 1e9:.1f} GB free")
+
+
+def _room(folder: Path, size: int) -> tuple[int, bool]:
+    """Bytes free for a folder that need not exist, and whether `size` fits."""
+    absolute = folder.absolute()
+    free = shutil.disk_usage(next(place for place in [absolute, *absolute.parents] if place.exists())).free
+    return free, free > size
 
 
 def _memory(folder: Path, config: Config, device: torch.device) -> Finding:

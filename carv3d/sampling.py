@@ -7,6 +7,7 @@ stratified uniforms, `t` a timestep, `R` renders, `K` resamples. Everything is a
 
 from __future__ import annotations
 
+from collections.abc import Callable
 from dataclasses import dataclass
 from typing import Literal
 
@@ -16,6 +17,8 @@ from torch import Tensor
 ProposalKind = Literal["uniform", "importance"]
 StrataKind = Literal["none", "render", "global"]
 NoiseKind = Literal["independent", "antithetic", "zero_sum"]
+Draw = Callable[[int], Tensor]  # n -> independent normal numbers (R, n, *shape)
+Coupling = Callable[[Draw, int], Tensor]  # draw, K -> eps (R, K, *shape)
 WeightingKind = Literal["sds", "uniform", "fantasia3d", "velocity"]
 
 
@@ -142,24 +145,43 @@ def noise(
 
     The residual's noise is mostly odd in eps, so that opposite draws cancel it; the mean does not change.
 
-    "independent": of each other. "antithetic": eps and -eps on neighbouring strata; of an odd K the last is
-    alone. "zero_sum": `sqrt(K / (K - 1)) (g_k - mean g)` of independent g, so that the K of a render sum to zero.
+    Args:
+        renders, resamples, shape: R, K and the latents' shape.
+        rng: every draw comes from it.
+        dtype: of eps.
+        kind: of `COUPLINGS`, how the K of a render hang together.
     """
-    size = (renders, resamples, *shape)
-    match kind:
-        case "independent":
-            return torch.randn(size, generator=rng, device=rng.device, dtype=dtype)
-        case "antithetic":
-            half = (renders, (resamples + 1) // 2, *shape)
-            eps = torch.randn(half, generator=rng, device=rng.device, dtype=dtype)
-            return torch.stack([eps, -eps], 2).flatten(1, 2)[:, :resamples]
-        case "zero_sum":
-            eps = torch.randn(size, generator=rng, device=rng.device, dtype=dtype)
-            return eps if resamples == 1 else (eps - eps.mean(1, keepdim=True)) * (resamples / (resamples - 1)) ** 0.5
-    raise ValueError(f"unknown noise {kind!r}: use 'independent', 'antithetic' or 'zero_sum'")
+    if kind not in COUPLINGS:
+        raise ValueError(f"unknown noise {kind!r}: use {', '.join(map(repr, COUPLINGS))}")
+
+    def draw(count: int) -> Tensor:
+        return torch.randn((renders, count, *shape), generator=rng, device=rng.device, dtype=dtype)
+
+    return COUPLINGS[kind](draw, resamples)
 
 
-def draw(
+def independent(draw: Draw, resamples: int) -> Tensor:
+    """Of each other, as in the paper."""
+    return draw(resamples)
+
+
+def antithetic(draw: Draw, resamples: int) -> Tensor:
+    """eps and -eps on neighbouring strata; of an odd K the last is alone."""
+    eps = draw((resamples + 1) // 2)
+    return torch.stack([eps, -eps], 2).flatten(1, 2)[:, :resamples]
+
+
+def zero_sum(draw: Draw, resamples: int) -> Tensor:
+    """`sqrt(K / (K - 1)) (g_k - mean g)` of independent g, so that the K of a render sum to zero."""
+    g = draw(resamples)
+    return g if resamples == 1 else (g - g.mean(1, keepdim=True)) * (resamples / (resamples - 1)) ** 0.5
+
+
+COUPLINGS: dict[str, Coupling] = {"independent": independent, "antithetic": antithetic, "zero_sum": zero_sum}
+"""By name. One of your own may be added: each eps (R, K, *shape) must stay marginally N(0, I)."""
+
+
+def draws(
     renders: int,
     resamples: int,
     shape: torch.Size | tuple[int, ...],

@@ -21,12 +21,35 @@ from torch import Tensor
 from carv3d.accounting import Measurement, Method, measure
 from carv3d.generation import load_trainer, set_threads
 from carv3d.runs import Run
-from carv3d.sampling import NoiseKind
+from carv3d.sampling import COUPLINGS, Draw
 from carv3d.training import Trainer
 
-COUPLINGS: tuple[NoiseKind, ...] = ("zero_sum", "antithetic")
-NOISES: tuple[NoiseKind, ...] = ("independent", *COUPLINGS)
 TIMES = (0.05, 0.2, 0.35, 0.5, 0.65, 0.8, 0.95)  # of the timestep range
+
+
+def orthogonal(draw: Draw, resamples: int) -> Tensor:
+    """Antithetic pairs whose directions are at right angles, with norms of their own."""
+    g = draw((resamples + 1) // 2)
+    flat = g.flatten(2)
+    q = torch.linalg.qr(flat.mT)[0].mT
+    q = q * (q * flat).sum(2, keepdim=True).sign()
+    eps = (q * draw(flat.shape[1]).flatten(2).norm(dim=2, keepdim=True)).view_as(g)
+    return torch.stack([eps, -eps], 2).flatten(1, 2)[:, :resamples]
+
+
+def bands(draw: Draw, resamples: int) -> Tensor:
+    """Antithetic within two bands of frequencies: (a + b), -(a + b), (a - b), -(a - b) for every four."""
+    g = draw((resamples + 3) // 4)
+    across, down = (torch.fft.fftfreq(side, device=g.device) for side in (g.shape[-1], g.shape[-2]))
+    radius = (down[:, None] ** 2 + across**2).sqrt()
+    low = torch.fft.ifft2(torch.fft.fft2(g) * (radius <= radius.median())).real
+    high = g - low
+    four = [low + high, -low - high, low - high, high - low]
+    return torch.stack(four, 2).flatten(1, 2)[:, :resamples]
+
+
+# Tried, beside those that carv3d has.
+TRIED = {"orthogonal": orthogonal, "bands": bands}
 
 
 def ratio(found: Measurement, method: Method, paper: Method) -> tuple[float, float, float]:
@@ -60,7 +83,7 @@ def correlations(trainer: Trainer, rng: torch.Generator, renders: int = 6) -> di
     return found
 
 
-def at(run: Run, step: int, scale: float, resamples: list[int], budget: float) -> dict[str, Any]:
+def at(run: Run, step: int, scale: float, noises: list[Any], resamples: list[int], budget: float) -> dict[str, Any]:
     """All figures of one stage and scale."""
     trainer = load_trainer(run, step)
     trainer.set_schedules()
@@ -71,13 +94,13 @@ def at(run: Run, step: int, scale: float, resamples: list[int], budget: float) -
         _, z, condition = trainer.look(trainer.cameras(1, rng), rng)
         return z, condition
 
-    methods = [Method("importance", "render", K, n) for K in resamples for n in NOISES]
+    methods = [Method("importance", "render", K, n) for K in resamples for n in ("independent", *noises)]
     methods.append(Method("uniform", "none", 1))
     found = measure(trainer.carv, upstream, trainer.parameters(), methods, rng, budget=budget)
     rows = [
         {"noise": noise, "K": K, **dict(zip(("ratio", "low", "high"), ratio(found, method, paper), strict=True))}
         for K in resamples
-        for noise in COUPLINGS
+        for noise in noises
         for method, paper in [(Method("importance", "render", K, noise), Method("importance", "render", K))]
     ]
     return {
@@ -101,7 +124,9 @@ def main() -> None:
     parser.add_argument("--resamples", type=int, nargs="+", default=[2, 4, 8, 16])
     parser.add_argument("--budget", type=float, default=60.0, help="seconds a stage and scale")
     parser.add_argument("--json", type=Path)
+    parser.add_argument("--noises", nargs="+", default=["zero_sum", "antithetic"], help="also: orthogonal, bands")
     options = parser.parse_args()
+    COUPLINGS.update(TRIED)
     found = []
     print("| step | scale | noise | " + " | ".join(f"K = {K}" for K in options.resamples) + " | max z | renders |")
     print("|---|---|---|" + "---|" * (len(options.resamples) + 2))
@@ -109,9 +134,9 @@ def main() -> None:
         set_threads(run.config)
         for step in options.steps:
             for scale in options.scales:
-                one = at(run, step, scale, options.resamples, options.budget)
+                one = at(run, step, scale, options.noises, options.resamples, options.budget)
                 found.append(one)
-                for noise in COUPLINGS:
+                for noise in options.noises:
                     rows = [row for row in one["rows"] if row["noise"] == noise]
                     cells = [f"{row['ratio']:.2f} ({row['low']:.2f}-{row['high']:.2f})" for row in rows]
                     ends = f"{one['z']:.1f} | {one['renders']}"

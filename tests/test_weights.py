@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import errno
 import shutil
 from pathlib import Path
 from types import SimpleNamespace
@@ -10,15 +11,19 @@ from typing import Any
 import huggingface_hub
 import pytest
 import torch
+from diffusers import StableDiffusionPipeline
 from huggingface_hub.errors import LocalEntryNotFoundError, RepositoryNotFoundError
 
+from carv3d.cameras import CameraSampler
 from carv3d.config import find_config, load
 from carv3d.errors import UserError
 from carv3d.teachers import DiffusersTeacher
 from carv3d.teachers.memory import bytes_of, peak_of
 from carv3d.teachers.requirements import memory_of
-from carv3d.teachers.weights import Remote, find, look, wanted
+from carv3d.teachers.weights import Remote, SingleFile, Weights, find, look
+from carv3d.teachers.weights.files import wanted
 from tests.pipelines import MAKERS, make_pipeline
+from tests.single_file import write_single_file
 from tests.test_cli import carv3d
 
 
@@ -71,6 +76,20 @@ def test_one_set_of_weights_a_part() -> None:
     full, half = (wanted(names, half=half, pickle=False) for half in (False, True))
     assert sorted(full) == sorted([*common, "unet/diffusion_pytorch_model.safetensors"])
     assert set(half) - set(full) == {"unet/diffusion_pytorch_model.fp16.safetensors"}
+    exports = ["vae_decoder/model.safetensors", "unet/openvino_model.bin", "text_encoder/flax_model.msgpack"]
+    assert wanted([*names, *exports], half=False, pickle=True) == full
+    shards = [f"transformer/{x}" for x in ("model-00001-of-00002", "model-00002-of-00002")]
+    both = [f"{name}{kind}.safetensors" for name in shards for kind in ("", ".fp16")]
+    indices = [f"transformer/model.safetensors.index{kind}.json" for kind in ("", ".fp16")]
+    for there, half, kind in (
+        (both, True, ".fp16"),
+        (both, False, ""),
+        (both[::2], True, ""),
+        (both[1::2], False, ".fp16"),
+    ):
+        found = wanted(["model_index.json", *there, *indices], half=half, pickle=False)
+        index = f"transformer/model.safetensors.index{kind}.json"
+        assert sorted(found[1:]) == sorted([*(f"{name}{kind}.safetensors" for name in shards), index])
     pickled = ["model_index.json", "unet/config.json", "unet/diffusion_pytorch_model.bin"]
     with pytest.raises(UserError, match="can run any code"):
         wanted(pickled, half=False, pickle=False)
@@ -112,6 +131,41 @@ def test_one_file_must_be_safetensors(tmp_path: Path) -> None:
         (tmp_path / name).write_bytes(b"nonsense")
         with pytest.raises(UserError, match=says):
             find(str(tmp_path / name))
+
+
+def test_a_whole_model_in_one_file(folder: Path, tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    """It says what its pipeline folder says, is converted once, and `doctor` does not convert it."""
+    monkeypatch.setenv("CARV3D_CACHE", str(tmp_path / "cache"))
+    file = write_single_file(folder, tmp_path / "model.safetensors")
+    code, _, err = carv3d("doctor", "sd21-base", f"teacher.path={file}", "device=cpu")
+    assert code == 0, err
+    found = look(str(file))
+    assert isinstance(found, SingleFile) and not (tmp_path / "cache").exists()
+    z, eps = torch.randn(2, 2, 4, 8, 8, generator=torch.Generator().manual_seed(0))
+    t, cameras = torch.tensor([100, 900]), CameraSampler(distance=(3, 3)).sample(2, torch.Generator().manual_seed(0))
+    residuals = []
+    for path in (folder, file):
+        teacher = DiffusersTeacher(path, cache_text=False)
+        latents = teacher.encode(teacher.decode(z))
+        residuals.append([latents, teacher.residual(z, t, eps, teacher.condition("a b", cameras, "c"), 3.0)])
+    torch.testing.assert_close(residuals[1], residuals[0])
+    again = look(str(file))
+    assert isinstance(again, Weights) and again.folder == found.folder
+
+
+def test_a_disk_too_full_for_the_conversion(folder: Path, tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    """One line, and nothing half-made is left."""
+    monkeypatch.setenv("CARV3D_CACHE", str(tmp_path / "cache"))
+    file = write_single_file(folder, tmp_path / "model.safetensors")
+
+    def full(*_: Any, **__: Any) -> None:
+        (tmp_path / "cache" / "converted").mkdir(parents=True)
+        raise OSError(errno.ENOSPC, "No space left on device")
+
+    monkeypatch.setattr(StableDiffusionPipeline, "save_pretrained", full)
+    with pytest.raises(UserError, match="the disk is full"):
+        find(str(file))
+    assert not list((tmp_path / "cache" / "converted").iterdir())
 
 
 def test_doctor_of_a_config(folder: Path, tmp_path: Path, capsys: pytest.CaptureFixture[str]) -> None:

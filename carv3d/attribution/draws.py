@@ -9,7 +9,7 @@ from typing import Literal
 import torch
 from torch import Tensor
 
-from carv3d.sampling import NoiseKind, draw, proposal, uniform_pmf
+from carv3d.sampling import NoiseKind, draws, proposal, uniform_pmf
 
 
 @dataclass(frozen=True)
@@ -36,7 +36,7 @@ class Draws:
         strata: Literal["none", "global"] = "global",
         noise: NoiseKind = "independent",
     ) -> Draws:
-        """Draw them, as one batch of `count` resamples of a render would be drawn (`carv3d.sampling.draw`).
+        """Draw them, as one batch of `count` resamples of a render would be drawn (`carv3d.sampling.draws`).
 
         Timesteps are uniform on the range, in one stratum each with strata="global" (CARV, arXiv 2605.21489, section
         on data attribution). There is no importance sampling: every draw's cosine counts the same, whatever its
@@ -55,7 +55,7 @@ class Draws:
         low, high = (min(round(fraction * timesteps), timesteps - 1) for fraction in t_range)
         p = uniform_pmf(timesteps, low, high)
         q = proposal(p, torch.ones_like(p), "uniform").to(rng.device)
-        t, eps = draw(1, count, shape, q, rng, torch.float32, kind=strata, coupling=noise)
+        t, eps = draws(1, count, shape, q, rng, torch.float32, kind=strata, coupling=noise)
         return cls(t[0], eps[0])
 
     def __len__(self) -> int:

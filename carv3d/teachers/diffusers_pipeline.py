@@ -19,9 +19,9 @@ from carv3d.prompts import ViewPrompts, with_views
 from carv3d.shapes import parse
 from carv3d.teachers.camera_conditioning import camera_vector
 from carv3d.teachers.embeddings import Embeddings
-from carv3d.teachers.families import FAMILIES, Family, Loader, Words, release, resize
+from carv3d.teachers.families import Family, Loader, Words, family_of, release, resize
 from carv3d.teachers.guidance import classifier_free, perp_neg
-from carv3d.teachers.weights import Weights, find, pipeline_of
+from carv3d.teachers.weights import Weights, find
 
 log = logging.getLogger(__name__)
 
@@ -126,7 +126,7 @@ class DiffusersTeacher:
     @property
     def latent_shape(self) -> tuple[int, int, int]:
         """(C, h, w) of the latents of one picture."""
-        channels = int(self.family.network.config.in_channels)  # type: ignore[union-attr, arg-type]
+        channels = int(self.family.config.in_channels)
         side = self.image_size // self.family.reduction
         return channels, side, side
 
@@ -206,10 +206,7 @@ class DiffusersTeacher:
 
 
 def _load(weights: Weights, loader: Loader, camera: Literal["auto", "vector", "none"], posterior: str) -> Family:
-    name = pipeline_of(weights.folder)
-    kind = FAMILIES.get(name)
-    if kind is None:
-        raise UserError(f"{weights.source} is a {name}, which is not known; known are {', '.join(FAMILIES)}")
+    kind = family_of(weights.folder)
     for part in kind.parts:
         if not loader.has(part):
             raise UserError(f"{weights.folder} has no {part}: get the teacher's files again")

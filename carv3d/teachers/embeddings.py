@@ -37,9 +37,12 @@ class Embeddings:
         """
         self._embed, self._key, self._device, self.folder = embed, key, device, folder
         self._known: dict[str, Words] = {}
+        self._last: tuple[tuple[str, ...], Words] = ((), {})
 
     def __call__(self, texts: Sequence[str]) -> Words:
-        """Words (V, ...) of V texts; those not known are encoded together."""
+        """Words (V, ...) of V texts; those not known are encoded together. To be read only."""
+        if self._last[0] == tuple(texts):  # of the step before
+            return self._last[1]
         for text in texts:
             if text not in self._known and (found := self._read(text)) is not None:
                 self._known[text] = found
@@ -50,7 +53,9 @@ class Embeddings:
                 self._known[text] = {name: states[row : row + 1].clone() for name, states in new.items()}
                 self._write(text)
         first = self._known[texts[0]]
-        return {name: torch.cat([self._known[text][name] for text in texts]) for name in first}
+        words = {name: torch.cat([self._known[text][name] for text in texts]) for name in first}
+        self._last = (tuple(texts), words)
+        return words
 
     def _path(self, text: str) -> Path | None:
         if self.folder is None:

@@ -8,9 +8,8 @@ from typing import Any
 import torch
 
 from carv3d.config.schema import Config
-from carv3d.teachers.families import FAMILIES, Loader
+from carv3d.teachers.families import Loader, family_of
 from carv3d.teachers.memory import TeacherMemory, bytes_of, peak_of
-from carv3d.teachers.weights import pipeline_of
 
 
 def memory_of(folder: Path, config: Config) -> TeacherMemory:
@@ -22,15 +21,16 @@ def memory_of(folder: Path, config: Config) -> TeacherMemory:
 
     Raises:
         UserError: a pipeline that is not known.
-        ValueError, KeyError, OSError: configs that cannot be read.
+        ValueError, OSError: configs that cannot be read.
     """
     guidance, section = config.guidance, config.teacher
     dtype = getattr(torch, section.dtype)
     loader = _Hollow(folder, dtype, torch.device("meta"))
-    family = FAMILIES[pipeline_of(folder)](loader, camera="none", posterior="mode")
+    family = family_of(folder)(loader, camera="none", posterior="mode")
     resamples = guidance.resamples if isinstance(guidance.resamples, int) else 4
     rows = guidance.renders * resamples
-    branches = 4 if config.views.perp_neg else (1 if guidance.scale == 1 else 2)
+    perp_neg = config.views.perp_neg and section.view_words
+    branches = 4 if perp_neg else (1 if guidance.scale == 1 else 2)
     rows = min(rows, guidance.chunk or rows) * branches
     size = section.image_size or family.image_size
 
@@ -38,7 +38,7 @@ def memory_of(folder: Path, config: Config) -> TeacherMemory:
         return family.encode(torch.empty(guidance.renders, 3, size, size, device="meta", requires_grad=True), None)
 
     side = size // family.reduction
-    z = torch.empty(rows, family.network.config.in_channels, side, side, device="meta")  # type: ignore[union-attr, arg-type]
+    z = torch.empty(rows, family.config.in_channels, side, side, device="meta")
     t = torch.empty(rows, device="meta", dtype=torch.long)
     words = {n: torch.empty(rows, *shape, device="meta", dtype=dtype) for n, shape in family.word_shapes().items()}
 

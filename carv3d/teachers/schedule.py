@@ -13,6 +13,11 @@ from torch import Tensor
 _MOST_BETA = 0.999
 
 
+def is_flow(scheduler: Mapping[str, Any]) -> bool:
+    """Whether a diffusers scheduler's config is of flow matching."""
+    return scheduler.get("prediction_type") == "flow_prediction" or "FlowMatch" in str(scheduler.get("_class_name"))
+
+
 @dataclass(frozen=True)
 class NoiseSchedule:
     """`z_t = alpha_t z + sigma_t eps` on T discrete timesteps, from nearly clean to nearly noise.
@@ -70,7 +75,7 @@ class NoiseSchedule:
         Raises:
             ValueError: a schedule that is not known.
         """
-        if config.get("prediction_type") == "flow_prediction" or "FlowMatch" in str(config.get("_class_name")):
+        if is_flow(config):
             if config.get("use_dynamic_shifting"):
                 raise ValueError("use_dynamic_shifting is not supported")
             return cls.of_flow(config.get("shift", 1.0), config["num_train_timesteps"])

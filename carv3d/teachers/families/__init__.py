@@ -1,10 +1,14 @@
 """Families of pipelines, one file each: how they are told a text, and how they predict."""
 
+from pathlib import Path
+
+from carv3d.errors import UserError
 from carv3d.teachers.families.base import Family, LatentFamily, Loader, Words, release, resize
 from carv3d.teachers.families.deepfloyd import DeepFloyd
 from carv3d.teachers.families.sd3 import StableDiffusion3
 from carv3d.teachers.families.sdxl import StableDiffusionXL
 from carv3d.teachers.families.stable_diffusion import StableDiffusion
+from carv3d.teachers.weights import pipeline_of
 
 FAMILIES: dict[str, type[Family]] = {
     "StableDiffusionPipeline": StableDiffusion,
@@ -14,4 +18,17 @@ FAMILIES: dict[str, type[Family]] = {
 }
 """By the class that a folder's model_index.json names."""
 
-__all__ = ["FAMILIES", "Family", "LatentFamily", "Loader", "Words", "release", "resize"]
+
+def family_of(folder: Path) -> type[Family]:
+    """The family of a pipeline folder.
+
+    Raises:
+        UserError: a pipeline that is not known, or a folder that does not say.
+    """
+    name = pipeline_of(folder)
+    if name not in FAMILIES:
+        raise UserError(f"{folder} is a {name}, which is not known; known are {', '.join(FAMILIES)}")
+    return FAMILIES[name]
+
+
+__all__ = ["FAMILIES", "family_of", "Family", "LatentFamily", "Loader", "Words", "release", "resize"]

@@ -15,7 +15,7 @@ import torch.nn.functional as F
 from torch import Tensor, nn
 
 from carv3d.errors import UserError
-from carv3d.teachers.schedule import NoiseSchedule
+from carv3d.teachers.schedule import NoiseSchedule, is_flow
 
 KEPT = 2**26  # bytes, the largest text encoder that is not let go
 CLIP_LENGTH = 77  # tokens of the CLIP encoders in use
@@ -92,11 +92,15 @@ class Loader:
 
     def config(self, part: str) -> dict[str, Any]:
         """A part's config file; empty if it has none."""
-        for name in ("config.json", "scheduler_config.json", f"{part}_config.json"):
+        for name in ("config.json", f"{part}_config.json"):
             path = self.folder / part / name
             if path.exists():
                 return dict(json.loads(path.read_text()))
         return {}
+
+    def index(self) -> dict[str, Any]:
+        """The pipeline's own options."""
+        return dict(json.loads((self.folder / "model_index.json").read_text()))
 
     def _variant(self, part: str) -> str | None:
         """Of the files: fp16, if the part has no other weights than such."""
@@ -123,7 +127,8 @@ class Family(ABC):
     reduction: int = 1
     multiple: int = 1
     takes_camera: bool = False
-    parts: tuple[str, ...] = ()  # that a folder of the family must have
+    denoiser: tuple[str, str]  # its class in diffusers, and its part of the folder
+    parts: tuple[str, ...]  # that a folder of the family must have
 
     def __init__(self, loader: Loader, *, camera: Literal["auto", "vector", "none"], posterior: str) -> None:
         """Load the denoiser, and what encodes pictures.
@@ -136,18 +141,27 @@ class Family(ABC):
         Raises:
             UserError: a prediction or a schedule that is not supported.
         """
+        import diffusers
+
         self.loader, self.camera, self.posterior = loader, camera, posterior
         config = loader.config("scheduler")
         try:
             self.schedule = NoiseSchedule.of_config(config).to(loader.device)
         except ValueError as error:
             raise UserError(f"{loader.folder}: its noise schedule is not supported ({error})") from error
-        flow = "FlowMatch" in str(config.get("_class_name"))
-        self.prediction = "flow" if flow else config.get("prediction_type", "epsilon")
+        self.prediction = "flow" if is_flow(config) else config.get("prediction_type", "epsilon")
         if self.prediction not in ("epsilon", "v_prediction", "flow"):
             raise UserError(
                 f"{loader.folder}: prediction type {self.prediction!r} is not supported (epsilon, v_prediction, flow)"
             )
+        kind, part = self.denoiser
+        self.network = loader.network(getattr(diffusers, kind), part)
+        self.image_size = self.config.sample_size
+
+    @property
+    def config(self) -> Any:
+        """The denoiser's."""
+        return self.network.config
 
     @abstractmethod
     def encode(self, rgb: Tensor, rng: torch.Generator | None) -> Tensor:
@@ -190,12 +204,14 @@ class LatentFamily(Family):
 
     vae: Any
 
-    def load_vae(self) -> None:
-        """The VAE of the folder, and the size of pictures, from that of the denoiser's latents."""
+    def __init__(self, *args: Any, **options: Any) -> None:
+        """See `Family`."""
         from diffusers import AutoencoderKL
 
+        super().__init__(*args, **options)
         self.vae = self.loader.network(AutoencoderKL, "vae")
         self.reduction = self.multiple = 2 ** (len(self.vae.config.block_out_channels) - 1)
+        self.image_size *= self.reduction
 
     def encode(self, rgb: Tensor, rng: torch.Generator | None) -> Tensor:
         """See `Family`."""
@@ -261,7 +277,7 @@ def t5_states(loader: Loader, number: str, texts: Sequence[str], length: int, *,
 
 
 def release() -> None:
-    """Give back the memory of text encoders that are done with."""
-    gc.collect()
+    """Give back the GPU's memory of text encoders that are done with; the CPU's is given back by itself."""
     if torch.cuda.is_available():
+        gc.collect()
         torch.cuda.empty_cache()

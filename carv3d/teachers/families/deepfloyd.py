@@ -16,17 +16,13 @@ LENGTH = 77  # tokens it was trained with
 class DeepFloyd(Family):
     """A U-Net on pixels in [-1, 1]; what it says of the noise's variance is left out."""
 
+    denoiser = ("UNet2DConditionModel", "unet")
     parts = ("unet", "text_encoder", "tokenizer", "scheduler")
 
     def __init__(self, *args: Any, **options: Any) -> None:
         """See `Family`."""
-        from diffusers import UNet2DConditionModel
-
         super().__init__(*args, **options)
-        self.network = self.loader.network(UNet2DConditionModel, "unet")
-        config: Any = self.network.config
-        self.image_size = config.sample_size
-        self.multiple = 2 ** (len(config.block_out_channels) - 1)
+        self.multiple = 2 ** (len(self.config.block_out_channels) - 1)
 
     def encode(self, rgb: Tensor, rng: torch.Generator | None) -> Tensor:
         """See `Family`."""
@@ -43,8 +39,7 @@ class DeepFloyd(Family):
 
     def word_shapes(self) -> dict[str, tuple[int, ...]]:
         """See `Family`."""
-        config: Any = self.network.config
-        return {"text": (LENGTH, config.encoder_hid_dim or config.cross_attention_dim)}
+        return {"text": (LENGTH, self.config.encoder_hid_dim or self.config.cross_attention_dim)}
 
     def predict(self, z_t: Tensor, t: Tensor, words: Words, camera: Tensor | None) -> Tensor:
         """See `Family`."""

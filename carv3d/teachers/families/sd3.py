@@ -17,19 +17,14 @@ T5_LENGTH = 256  # tokens, as diffusers' pipeline has it
 class StableDiffusion3(LatentFamily):
     """A transformer told two CLIP encoders' words and T5's, which may be absent, and the pooled states."""
 
+    denoiser = ("SD3Transformer2DModel", "transformer")
     parts = ("vae", "transformer", "text_encoder", "text_encoder_2", "tokenizer", "tokenizer_2", "scheduler")
 
     def __init__(self, *args: Any, **options: Any) -> None:
         """See `Family`."""
-        from diffusers import SD3Transformer2DModel
-
         super().__init__(*args, **options)
-        self.network = self.loader.network(SD3Transformer2DModel, "transformer")
-        self.load_vae()
-        config: Any = self.network.config
-        self.image_size = config.sample_size * self.reduction
-        self._width = config.joint_attention_dim
-        self.multiple *= config.patch_size
+        self._width = self.config.joint_attention_dim
+        self.multiple *= self.config.patch_size
 
     def embed(self, texts: Sequence[str]) -> Words:
         """CLIP's states beside each other, padded to T5's width, then T5's after them (section 4)."""
@@ -49,8 +44,7 @@ class StableDiffusion3(LatentFamily):
 
     def word_shapes(self) -> dict[str, tuple[int, ...]]:
         """See `Family`."""
-        config: Any = self.network.config
-        return {"text": (CLIP_LENGTH + T5_LENGTH, self._width), "pooled": (config.pooled_projection_dim,)}
+        return {"text": (CLIP_LENGTH + T5_LENGTH, self._width), "pooled": (self.config.pooled_projection_dim,)}
 
     def predict(self, z_t: Tensor, t: Tensor, words: Words, camera: Tensor | None) -> Tensor:
         """See `Family`; the velocity."""

@@ -3,7 +3,6 @@
 from __future__ import annotations
 
 from collections.abc import Sequence
-from typing import Any
 
 import torch
 from torch import Tensor
@@ -14,22 +13,11 @@ from carv3d.teachers.families.base import CLIP_LENGTH, LatentFamily, Words, clip
 class StableDiffusionXL(LatentFamily):
     """A U-Net told both encoders' words, the second's pooled state, and sizes (section 2.2)."""
 
+    denoiser = ("UNet2DConditionModel", "unet")
     parts = ("vae", "unet", "text_encoder", "text_encoder_2", "tokenizer", "tokenizer_2", "scheduler")
-
-    def __init__(self, *args: Any, **options: Any) -> None:
-        """See `Family`."""
-        from diffusers import UNet2DConditionModel
-
-        super().__init__(*args, **options)
-        self.network = self.loader.network(UNet2DConditionModel, "unet")
-        self.load_vae()
-        config: Any = self.network.config
-        self.image_size = config.sample_size * self.reduction
 
     def embed(self, texts: Sequence[str]) -> Words:
         """Hidden states before the last, and the pooled one. An empty text is zeros where the pipeline says so."""
-        import json
-
         from transformers import CLIPTextModel, CLIPTextModelWithProjection
 
         first = clip_states(self.loader, CLIPTextModel, "", texts)
@@ -38,8 +26,7 @@ class StableDiffusionXL(LatentFamily):
             "text": torch.cat([first.hidden_states[-2], second.hidden_states[-2]], -1),
             "pooled": second.text_embeds,
         }
-        index = json.loads((self.loader.folder / "model_index.json").read_text())
-        if index.get("force_zeros_for_empty_prompt", True):
+        if self.loader.index().get("force_zeros_for_empty_prompt", True):
             empty = torch.tensor([not text for text in texts], device=self.loader.device)
             words = {
                 name: state.masked_fill(empty.view(-1, *[1] * (state.ndim - 1)), 0) for name, state in words.items()
@@ -48,9 +35,8 @@ class StableDiffusionXL(LatentFamily):
 
     def word_shapes(self) -> dict[str, tuple[int, ...]]:
         """See `Family`."""
-        config: Any = self.network.config
-        pooled = config.projection_class_embeddings_input_dim - 6 * config.addition_time_embed_dim
-        return {"text": (CLIP_LENGTH, config.cross_attention_dim), "pooled": (pooled,)}
+        pooled = self.config.projection_class_embeddings_input_dim - 6 * self.config.addition_time_embed_dim
+        return {"text": (CLIP_LENGTH, self.config.cross_attention_dim), "pooled": (pooled,)}
 
     def predict(self, z_t: Tensor, t: Tensor, words: Words, camera: Tensor | None) -> Tensor:
         """See `Family`; the picture is told to be whole, at its own size."""

@@ -14,19 +14,16 @@ from carv3d.teachers.families.base import CLIP_LENGTH, LatentFamily, Words, clip
 class StableDiffusion(LatentFamily):
     """A U-Net told one CLIP encoder's words; and the camera, if it has an input for camera vectors."""
 
+    denoiser = ("UNet2DConditionModel", "unet")
     parts = ("vae", "unet", "text_encoder", "tokenizer", "scheduler")
 
     def __init__(self, *args: Any, **options: Any) -> None:
         """See `Family`."""
-        from diffusers import UNet2DConditionModel
-
         super().__init__(*args, **options)
-        self.network = self.loader.network(UNet2DConditionModel, "unet")
-        self.load_vae()
-        config: Any = self.network.config
-        self.image_size = config.sample_size * self.reduction
         # A network with a camera input cannot do without: zeros stand for "camera unknown".
-        self.has_camera = config.class_embed_type == "projection" and config.projection_class_embeddings_input_dim == 4
+        self.has_camera = (
+            self.config.class_embed_type == "projection" and self.config.projection_class_embeddings_input_dim == 4
+        )
         if self.camera == "vector" and not self.has_camera:
             raise UserError(f"{self.loader.folder}: its U-Net takes no camera vector; set teacher.camera=none")
         self.takes_camera = self.has_camera and self.camera != "none"
@@ -39,8 +36,7 @@ class StableDiffusion(LatentFamily):
 
     def word_shapes(self) -> dict[str, tuple[int, ...]]:
         """See `Family`."""
-        config: Any = self.network.config
-        return {"text": (CLIP_LENGTH, config.cross_attention_dim)}
+        return {"text": (CLIP_LENGTH, self.config.cross_attention_dim)}
 
     def predict(self, z_t: Tensor, t: Tensor, words: Words, camera: Tensor | None) -> Tensor:
         """See `Family`."""
