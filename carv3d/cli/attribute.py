@@ -27,7 +27,7 @@ def attribute(
     """Say which training pictures a sample comes from, by the gradients of the teacher's loss.
 
     Samples are made from the prompts, or given with `queries.path`. Gradients of the training pictures are kept:
-    stopped, the same command goes on; other prompts with the same output take seconds. Leaves `report.html`,
+    stopped, the same command goes on; other prompts with the same output take seconds each. Leaves `report.html`,
     `contact_sheet.png` and `scores.npz`. `carv3d config --of attribute` lists all keys.
 
     Example: `carv3d attribute "a red chair" "a blue duck"`,
