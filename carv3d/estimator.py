@@ -20,7 +20,7 @@ from dataclasses import dataclass
 import torch
 from torch import Tensor
 
-from carv3d.sampling import NoiseKind, Proposal, StrataKind, noise, strata
+from carv3d.sampling import NoiseKind, Proposal, StrataKind, draws
 
 # (z (N, ...), t (N,), eps (N, ...), r (N,)) -> r_b (N, ...): the residual of N draws; r[n] is the render of draw n.
 Residual = Callable[[Tensor, Tensor, Tensor, Tensor], Tensor]
@@ -79,15 +79,13 @@ def estimate(
     if K < 1 or chunk < 0:
         raise ValueError(f"resamples must be at least 1 and chunk at least 0, got K = {K}, chunk = {chunk}")
     R = len(z)
-    u = strata(R, K, kind, rng)
-    t = q.icdf(u)
-    eps = noise(R, K, z.shape[1:], rng, z.dtype, coupling)
+    t, eps = draws(R, K, z.shape[1:], q, rng, z.dtype, kind=kind, coupling=coupling)
     weight = (q.ratio[t] * w[t]).flatten()
 
     r = torch.arange(R, device=z.device).repeat_interleave(K)
-    draws = range(0, R * K, chunk or R * K)
+    size = chunk or R * K
     t_n, eps_n = t.flatten(), eps.flatten(0, 1)
-    parts = [slice(n, n + (chunk or R * K)) for n in draws]
+    parts = [slice(n, n + size) for n in range(0, R * K, size)]
     f = torch.cat([residual(z[r[n]], t_n[n], eps_n[n], r[n]) for n in parts])
     f = f * weight.to(f.dtype).view(-1, *[1] * (f.ndim - 1))
 

@@ -179,3 +179,22 @@ def zero_sum(draw: Draw, resamples: int) -> Tensor:
 
 COUPLINGS: dict[str, Coupling] = {"independent": independent, "antithetic": antithetic, "zero_sum": zero_sum}
 """By name. One of your own may be added: each eps (R, K, *shape) must stay marginally N(0, I)."""
+
+
+def draws(
+    renders: int,
+    resamples: int,
+    shape: torch.Size | tuple[int, ...],
+    q: Proposal,
+    rng: torch.Generator,
+    dtype: torch.dtype,
+    *,
+    kind: StrataKind,
+    coupling: NoiseKind,
+) -> tuple[Tensor, Tensor]:
+    """One batch of draws: t (R, K) long by the inverse CDF of stratified uniforms, then eps (R, K, *shape).
+
+    Everything that estimates an expectation over (t, eps) draws here: see `strata` for `kind`, `noise` for `coupling`.
+    """
+    t = q.icdf(strata(renders, resamples, kind, rng))
+    return t, noise(renders, resamples, shape, rng, dtype, coupling)

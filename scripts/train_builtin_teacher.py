@@ -17,6 +17,7 @@ import os
 import shutil
 import time
 from collections.abc import Callable
+from itertools import groupby
 from pathlib import Path
 from typing import Any
 
@@ -29,10 +30,10 @@ from torch import Tensor
 from torch.optim.swa_utils import AveragedModel, get_ema_multi_avg_fn
 from transformers import CLIPTextConfig, CLIPTextModel, CLIPTokenizer
 
-from carv3d.cameras import Cameras, CameraSampler
+from carv3d.cameras import Cameras
 from carv3d.images import sheet, write_png
 from carv3d.prompts import VIEWS, ViewPrompts
-from carv3d.shapes import COLOURS, SHAPES, Thing, colourise, palette, shade_maps
+from carv3d.shapes import COLOURS, SHAPES, Thing, colourise, palette, shade_maps, training_views
 from carv3d.teachers import DiffusersTeacher
 from carv3d.teachers.camera_conditioning import camera_vector
 from carv3d.teachers.ddim import ddim_sample
@@ -114,15 +115,13 @@ class Trainer:
 
 def make_data(work: Path, views: int) -> None:
     """Shade maps of every shape from random cameras; any colour can be painted on them exactly."""
-    generator = torch.Generator().manual_seed(0)
     maps, shapes, azimuths, elevations = [], [], [], []
-    for index, shape in enumerate(SHAPES):
-        for _ in range(views // 20):
-            cameras = CameraSampler().sample(20, generator)
+    for shape, batches in groupby(training_views(views), key=lambda batch: batch[0]):
+        for _, cameras in batches:
             maps.append(shade_maps(shape, cameras).mul(255).round().byte())
             azimuths.append(cameras.azimuth)
             elevations.append(cameras.elevation)
-            shapes += [index] * 20
+            shapes += [list(SHAPES).index(shape)] * len(cameras)
         log(work, stage="data", shape=shape)
     tensors = {
         "maps": torch.cat(maps),

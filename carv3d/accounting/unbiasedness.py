@@ -25,9 +25,15 @@ class CountSketch:
         self._sign = torch.randint(2, (length,), generator=rng, device=rng.device, dtype=torch.int8).mul_(2).sub_(1)
         self._size = size
 
-    def __call__(self, vector: Tensor) -> Tensor:
-        """(length,) -> (size,)"""
-        return vector.new_zeros(self._size).index_add_(0, self._place, vector * self._sign)
+    def to(self, device: torch.device | str) -> CountSketch:
+        """The same sketch on another device."""
+        self._place, self._sign = self._place.to(device), self._sign.to(device)
+        return self
+
+    def __call__(self, vectors: Tensor) -> Tensor:
+        """(..., length) -> (..., size)"""
+        short = vectors.new_zeros(*vectors.shape[:-1], self._size)
+        return short.index_add_(-1, self._place, vectors * self._sign)
 
 
 def disagreement(halves: Tensor, shares: Tensor) -> Tensor:

@@ -12,7 +12,7 @@ from rich.console import Console
 from rich.progress import track
 
 from carv3d.alignment import Clip
-from carv3d.comparison.execution import Job, check_runs, execute, jobs_of, locked
+from carv3d.comparison.execution import Job, check_runs, execute, jobs_of
 from carv3d.comparison.plan import EQUAL, Method, Plan, knows_truth, make_plan, methods_of
 from carv3d.comparison.quality import Quality, kept_quality, measure
 from carv3d.comparison.statistics import Curves, Result, results
@@ -21,6 +21,7 @@ from carv3d.config import Config
 from carv3d.errors import UserError
 from carv3d.prompt_files import read_prompts
 from carv3d.runs import Run
+from carv3d.runs.locking import locked
 from carv3d.shapes import parse
 
 
@@ -146,7 +147,7 @@ def compare(
                 reason = str(error).removesuffix(" Use --force to go on all the same")
                 raise UserError(f"{prompt_file}: {prompt!r}: {reason}") from None
     found = Clip(clip) if clip else None  # what is wrong with it is said now
-    with locked(folder):
+    with locked(folder, "carv3d compare"):
         if not (folder / "plan.json").exists():
             console.print("timing a step of each method", markup=False, highlight=False)
         plan = make_plan(asked, prompts, seeds, clip or "", equal, jobs, folder)

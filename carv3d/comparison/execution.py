@@ -2,7 +2,6 @@
 
 from __future__ import annotations
 
-import fcntl
 import hashlib
 import json
 import os
@@ -22,7 +21,7 @@ from rich.console import Console
 from carv3d.comparison.plan import Method, Plan, differing_key
 from carv3d.errors import UserError
 from carv3d.progress import progress
-from carv3d.runs import Run, disk_errors, slug
+from carv3d.runs import Run, slug
 
 _GRACE = 30.0  # seconds that a stopped run has to save itself
 _BEFORE_A_RUN = {".lock", "log.txt", "config.yaml", "checkpoints", "previews"}  # what may lie there when it is killed
@@ -122,29 +121,6 @@ def execute(jobs: Sequence[Job], plan: Plan, folder: Path, workers: int, console
             children.stop()
             pool.shutdown()
     return waiting
-
-
-@contextmanager
-def locked(folder: Path) -> Iterator[None]:
-    """Hold the comparison's folder.
-
-    Raises:
-        UserError: another process has it.
-    """
-    with disk_errors(folder):
-        folder.mkdir(parents=True, exist_ok=True)
-        lock = open(folder / ".lock", "a", encoding="utf-8")  # noqa: SIM115
-    with lock:
-        try:
-            fcntl.flock(lock, fcntl.LOCK_EX | fcntl.LOCK_NB)
-        except BlockingIOError:
-            raise UserError(f"{folder} is in use by another `carv3d compare`; wait for it or stop it") from None
-        try:
-            yield
-        finally:
-            if {path.name for path in folder.iterdir()} == {".lock"}:  # nothing is left of a mistake
-                (folder / ".lock").unlink()
-                folder.rmdir()
 
 
 def _run(job: Job, folder: Path, children: _Children) -> None:

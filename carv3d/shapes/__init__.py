@@ -2,6 +2,7 @@
 
 from carv3d.shapes.catalogue import ALL_THINGS, COLOURS, SHAPES, Thing, palette, parse, vocabulary
 from carv3d.shapes.reference import colourise, reference, shade_maps
+from carv3d.shapes.training_set import training_views
 
 __all__ = [
     "ALL_THINGS",
@@ -13,5 +14,6 @@ __all__ = [
     "parse",
     "reference",
     "shade_maps",
+    "training_views",
     "vocabulary",
 ]

@@ -158,6 +158,21 @@ class DiffusersTeacher:
         uncond, cond, negatives, weights = (part.to(self.device) for part in (uncond, cond, negatives, weights))
         return TextCondition(words, uncond, cond, negatives, weights, camera)
 
+    def caption_condition(self, captions: Sequence[str], camera: Tensor | None = None) -> TextCondition:
+        """A text a row, as it stands, for pictures that have captions rather than a prompt seen from many sides.
+
+        Args:
+            captions: N; those that are equal are encoded once.
+            camera: (N, 4) of `camera_vector`, zeros where unknown; ignored by a teacher without such an input.
+        """
+        texts = list(dict.fromkeys([*captions, ""]))
+        one = torch.eye(len(texts), device=self.device)
+        cond = one[[texts.index(caption) for caption in captions]]
+        uncond = one[[texts.index("")] * len(captions)]
+        negatives = cond.new_zeros(len(captions), 0, len(texts))
+        told = camera.to(self.device) if camera is not None and self.takes_camera else None
+        return TextCondition(self._words(texts), uncond, cond, negatives, negatives[..., 0], told)
+
     @torch.no_grad()
     def residual(self, z: Tensor, t: Tensor, eps: Tensor, condition: TextCondition, scale: float) -> Tensor:
         """See `Teacher.residual`. All branches are one call; the unconditional one is told no camera."""

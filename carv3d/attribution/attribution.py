@@ -1,0 +1,231 @@
+"""The whole of `carv3d attribute`: signatures of the training pictures, signatures of the queries, scores, results."""
+
+from __future__ import annotations
+
+import hashlib
+import io
+from collections.abc import Sequence
+from dataclasses import asdict, dataclass
+from pathlib import Path
+from typing import Any
+
+import numpy as np
+import torch
+from numpy.typing import NDArray
+from rich.console import Console
+
+from carv3d import build
+from carv3d.attribution.builtin_world import BuiltinWorld
+from carv3d.attribution.cache import Cache
+from carv3d.attribution.draws import Draws
+from carv3d.attribution.gradients import RowGradients
+from carv3d.attribution.image_folder import ImageFolder
+from carv3d.attribution.pictures import Pictures
+from carv3d.attribution.projection import Projection
+from carv3d.attribution.samples import sample_pictures
+from carv3d.attribution.scores import Floats, ends, scores, share_of_class
+from carv3d.attribution.signatures import Signer
+from carv3d.config import Attribution, Config
+from carv3d.config.schema import DiffusersTeacher as TeacherSection
+from carv3d.errors import UserError
+from carv3d.generation import set_threads
+from carv3d.progress import progress
+from carv3d.runs import replace_file
+from carv3d.runs.locking import locked
+from carv3d.shapes import parse
+from carv3d.teachers import DiffusersTeacher
+
+_TEACHER_KEYS = ("dtype", "posterior", "camera", "image_size")
+"""Of the config's teacher: what changes its gradients, the weights apart."""
+
+
+@dataclass(frozen=True)
+class Attributed:
+    """Scores of all training pictures for all queries.
+
+    Attributes:
+        items, queries: N training pictures, Q queries.
+        scores: (Q, N).
+        top, bottom: (Q, k) indices of training pictures, the highest scores and the lowest.
+        t: (B,) timesteps of the draws.
+        norms: (N, B) of the gradients.
+        layers: number of parameters of every chosen layer.
+        new: pictures whose gradients were made just now; the others were there.
+    """
+
+    items: Pictures
+    queries: Pictures
+    scores: Floats
+    top: NDArray[np.intp]
+    bottom: NDArray[np.intp]
+    t: NDArray[np.int64]
+    norms: Floats
+    layers: dict[str, int]
+    new: int
+
+    @property
+    def class_share(self) -> float | None:
+        """Share of the top pictures that show the query's object, where that is known."""
+        if not self.items.classes or not self.queries.classes:
+            return None
+        return share_of_class(self.top, list(self.items.classes), list(self.queries.classes))
+
+
+def attribute(
+    config: Attribution, prompts: Sequence[str], folder: Path, console: Console, *, device: torch.device | None = None
+) -> Attributed:
+    """Trace queries back to training pictures; leaves `cache/` and `scores.npz` in the folder.
+
+    Args:
+        config: checked already.
+        prompts: of the queries that the teacher makes; none if `queries.path` has them.
+        folder: of the results; what an earlier or a stopped call left there is gone on with.
+        console: where the progress bar goes.
+        device: as found already.
+
+    Raises:
+        UserError: see `Cache`, `ImageFolder`, `RowGradients`, `Projection`; no queries.
+    """
+    if bool(prompts) == bool(config.queries.path):
+        raise UserError(
+            "nothing to explain: give a prompt, --prompts FILE, or queries.path=FOLDER"
+            if not prompts
+            else "give prompts, or pictures with queries.path, not both"
+        )
+    set_threads(_base(config))
+    device = device or build.device(_base(config))
+    if config.teacher.path == "builtin" and not config.force:
+        for prompt in prompts:
+            parse(prompt)
+    teacher = build.teacher(_base(config), device)
+    assert isinstance(teacher, DiffusersTeacher)
+    items = open_pictures(config, teacher)
+    given = ImageFolder(config.queries.path, teacher.image_size) if config.queries.path else None
+    gradients = RowGradients(teacher.family.network, config.layers)
+    try:
+        signer = make_signer(config, teacher, gradients)
+        recipe = _recipe(config, teacher, signer, items)
+        with locked(folder, "carv3d attribute"):
+            shape = (len(items.names), len(signer.draws), config.projection.dimension)
+            cache = Cache(folder / "cache", shape, recipe)
+            before = cache.done
+            fill(cache, signer, items, console)
+            queries = given or _sampled(config, teacher, prompts, console)
+            with progress(console) as bar:
+                task = bar.add_task("queries", total=len(queries.names))
+                parts = []
+                for rows in torch.arange(len(queries.names)).split(_batch(signer)):
+                    parts.append(signer(queries, rows.tolist()).direction)
+                    bar.advance(task, len(rows))
+            found = scores(torch.cat(parts), cache.directions())
+            top, bottom = ends(found, config.top)
+            names = {"items": items.names, "queries": queries.names, "captions": queries.captions}
+            write_scores(folder / "scores.npz", found, names)
+            return Attributed(
+                items,
+                queries,
+                found,
+                top,
+                bottom,
+                signer.draws.t.cpu().numpy(),
+                cache.norms(),
+                gradients.sizes,
+                cache.done - before,
+            )
+    finally:
+        gradients.close()
+
+
+def open_pictures(config: Attribution, teacher: DiffusersTeacher) -> Pictures:
+    """The training pictures that the config names."""
+    if config.data.path == "builtin":
+        return BuiltinWorld(config.data.items, config.data.seed)
+    return ImageFolder(config.data.path, teacher.image_size, config.data.items)
+
+
+def make_signer(config: Attribution, teacher: DiffusersTeacher, gradients: RowGradients) -> Signer:
+    """The shared draws and the projection of the config."""
+    section = config.draws
+    draws = Draws.of(
+        section.count,
+        teacher.latent_shape,
+        len(teacher.schedule.alpha),
+        torch.Generator(teacher.device).manual_seed(section.seed),
+        t_range=(section.t_min, section.t_max),
+        strata=section.strata,
+        noise=section.noise,
+    )
+    projection = Projection(gradients.sizes, config.projection.dimension, config.projection.seed, teacher.device)
+    return Signer(teacher, gradients, projection, draws, config.rows)
+
+
+def fill(cache: Cache, signer: Signer, items: Pictures, console: Console) -> None:
+    """Make what is missing in the cache, batch by batch; stopped at any moment, it goes on from there."""
+    total = len(items.names)
+    if cache.complete:
+        return
+    with progress(console) as bar:
+        task = bar.add_task("gradients", total=total, completed=cache.done)
+        while not cache.complete:
+            rows = range(cache.done, min(cache.done + _batch(signer), total))
+            cache.append(signer(items, rows))
+            bar.update(task, completed=cache.done)
+
+
+def write_scores(path: Path, found: Floats, names: dict[str, Sequence[str]]) -> None:
+    """A NumPy archive: a matrix and the names of its sides need no more, and any Python reads it.
+
+    `scores` (Q, N) float32; `items` (N,), `queries` and `captions` (Q,) texts.
+
+    Raises:
+        UserError: the disk is full, or may not be written to.
+    """
+    stream = io.BytesIO()
+    arrays: dict[str, Any] = {key: np.array(value, dtype=str) for key, value in names.items()}
+    np.savez_compressed(stream, scores=found, **arrays)
+    replace_file(path, stream.getvalue())
+
+
+def _base(config: Attribution) -> Config:
+    """What `build` asks of a config."""
+    return Config(device=config.device, threads=config.threads, force=config.force, teacher=config.teacher)
+
+
+def _batch(signer: Signer) -> int:
+    """Pictures at a time: so many that a batch is a few calls of the denoiser."""
+    return max(1, 8 * signer.rows // len(signer.draws))
+
+
+def _sampled(config: Attribution, teacher: DiffusersTeacher, prompts: Sequence[str], console: Console) -> Pictures:
+    section = config.queries
+    with console.status(f"sampling {len(prompts) * section.count} queries"):
+        return sample_pictures(
+            teacher, prompts, count=section.count, scale=section.scale, steps=section.steps, seed=section.seed
+        )
+
+
+def _recipe(config: Attribution, teacher: DiffusersTeacher, signer: Signer, items: Pictures) -> dict[str, Any]:
+    """All that signatures depend on, from what a user changes most often to what changes by itself."""
+    section: TeacherSection = config.teacher
+    return {
+        **{f"teacher.{key}": getattr(section, key) for key in _TEACHER_KEYS},
+        "weights": _weights(teacher),
+        "layers": list(signer.gradients.sizes),
+        "data.items": len(items.names),
+        "pictures": items.digest(),
+        **{f"draws.{key}": value for key, value in asdict(config.draws).items()},
+        "draws": signer.draws.digest(),
+        **{f"projection.{key}": value for key, value in asdict(config.projection).items()},
+    }
+
+
+def _weights(teacher: DiffusersTeacher) -> str:
+    """SHA-256 of the contents of the pipeline's files, whatever their names' times are."""
+    found = hashlib.sha256()
+    root = teacher.weights.folder
+    for path in sorted(p for p in root.rglob("*") if p.suffix in (".safetensors", ".bin", ".json") and p.is_file()):
+        found.update(path.relative_to(root).as_posix().encode())
+        with open(path, "rb") as file:
+            while block := file.read(2**22):
+                found.update(block)
+    return found.hexdigest()

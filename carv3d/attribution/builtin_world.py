@@ -1,0 +1,76 @@
+"""The built-in teacher's own training set, or a part of it that is the same every time."""
+
+from __future__ import annotations
+
+from collections.abc import Sequence
+from itertools import groupby
+
+import torch
+from torch import Tensor
+
+from carv3d.attribution.pictures import Pictures, digest_of
+from carv3d.cameras import Cameras
+from carv3d.prompts import VIEWS, ViewPrompts
+from carv3d.shapes import COLOURS, Thing, colourise, palette, shade_maps, training_views
+from carv3d.teachers.camera_conditioning import camera_vector
+
+
+class BuiltinWorld(Pictures):
+    """See `Pictures`. Pictures are made when they are asked for; `classes` are the objects' shapes.
+
+    Attributes:
+        things: N, the object of every picture.
+        total: how many pictures the teacher was trained on.
+    """
+
+    def __init__(self, count: int, seed: int) -> None:
+        """Choose without replacement, each picture as likely.
+
+        Args:
+            count: how many; 0, or as many as there are: all.
+            seed: of the choice.
+        """
+        self._views = list(training_views())
+        self._a_batch = len(self._views[0][1])
+        colours = list(COLOURS)
+        self.total = len(self._views) * self._a_batch * len(colours)
+        chosen = torch.randperm(self.total, generator=torch.Generator().manual_seed(seed))[: count or self.total]
+        chosen = chosen.sort().values
+        view, colour = chosen.div(len(colours), rounding_mode="floor"), chosen % len(colours)
+        self._view = view.tolist()
+        self.source = f"{len(chosen):,} of the {self.total:,} pictures that the built-in teacher was trained on"
+        self.things = [
+            Thing(self._views[v // self._a_batch][0], colours[c])
+            for v, c in zip(self._view, colour.tolist(), strict=True)
+        ]
+        self.classes = [thing.shape for thing in self.things]
+        self.names = [f"{thing.shape}-{v}-{thing.colour}" for v, thing in zip(self._view, self.things, strict=True)]
+        azimuth = torch.cat([cameras.azimuth for _, cameras in self._views])[view]
+        elevation = torch.cat([cameras.elevation for _, cameras in self._views])[view]
+        self.camera = camera_vector(azimuth, elevation)
+        words = ViewPrompts().index(azimuth, elevation).tolist()
+        # In training three captions of ten had no view; the likelier wording stands here.
+        self.captions = [f"{thing.caption}, {VIEWS[w]}" for thing, w in zip(self.things, words, strict=True)]
+
+    def load(self, rows: Sequence[int]) -> Tensor:
+        """See `Pictures`; 64 x 64, rounded as they were in training."""
+        found: dict[int, Tensor] = {}
+        order = sorted(rows, key=lambda row: self._view[row])
+        for batch, group in groupby(order, key=lambda row: self._view[row] // self._a_batch):
+            members = list(group)
+            shape, cameras = self._views[batch]
+            views = sorted({self._view[row] for row in members})
+            maps = _rounded_maps(shape, cameras[torch.tensor([v % self._a_batch for v in views])])
+            for row in members:
+                one = maps[views.index(self._view[row])][None]
+                found[row] = colourise(one, palette(self.things[row].colour))[0]
+        return torch.stack([found[row] for row in rows])
+
+    def digest(self) -> str:
+        """See `Pictures`."""
+        return digest_of(self, "built-in world")
+
+
+def _rounded_maps(shape: str, cameras: Cameras) -> Tensor:
+    """Training kept shade maps in bytes."""
+    return shade_maps(shape, cameras).mul(255).round() / 255

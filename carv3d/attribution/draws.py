@@ -1,0 +1,69 @@
+"""The one set of (t, eps) that all training pictures and all queries share."""
+
+from __future__ import annotations
+
+import hashlib
+from dataclasses import dataclass
+from typing import Literal
+
+import torch
+from torch import Tensor
+
+from carv3d.sampling import NoiseKind, draws, proposal, uniform_pmf
+
+
+@dataclass(frozen=True)
+class Draws:
+    """B draws.
+
+    Attributes:
+        t: (B,) long.
+        eps: (B, C, h, w) float32.
+    """
+
+    t: Tensor
+    eps: Tensor
+
+    @classmethod
+    def of(
+        cls,
+        count: int,
+        shape: tuple[int, int, int],
+        timesteps: int,
+        rng: torch.Generator,
+        *,
+        t_range: tuple[float, float] = (0.02, 0.98),
+        strata: Literal["none", "global"] = "global",
+        noise: NoiseKind = "independent",
+    ) -> Draws:
+        """Draw them, as one batch of `count` resamples of a render would be drawn (`carv3d.sampling.draws`).
+
+        Timesteps are uniform on the range, in one stratum each with strata="global" (CARV, arXiv 2605.21489, section
+        on data attribution). There is no importance sampling: every draw's cosine counts the same, whatever its
+        gradient's norm or the loss's weight w(t), so that there is no weight to sample in proportion to; and the paper
+        finds the norms flat in t.
+
+        Args:
+            count: B.
+            shape: of one picture's latents.
+            timesteps: T, of the teacher's schedule.
+            rng: every draw comes from it; where they will be.
+            t_range: smallest and largest timestep, as fractions of the schedule.
+            strata: one draw a stratum, or independent ones.
+            noise: coupling of the eps.
+        """
+        low, high = (min(round(fraction * timesteps), timesteps - 1) for fraction in t_range)
+        p = uniform_pmf(timesteps, low, high)
+        q = proposal(p, torch.ones_like(p), "uniform").to(rng.device)
+        t, eps = draws(1, count, shape, q, rng, torch.float32, kind=strata, coupling=noise)
+        return cls(t[0], eps[0])
+
+    def __len__(self) -> int:
+        """B."""
+        return len(self.t)
+
+    def digest(self) -> str:
+        """SHA-256 of what was drawn."""
+        found = hashlib.sha256(self.t.cpu().numpy().tobytes())
+        found.update(self.eps.cpu().numpy().tobytes())
+        return found.hexdigest()

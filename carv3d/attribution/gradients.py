@@ -1,0 +1,120 @@
+"""The gradient of every row's own loss, from one backward pass of the batch.
+
+The gradient of a linear layer's weight is a sum of products of what went in and of the loss's gradient at what came
+out; both are at hand for every row after one pass (Goodfellow, "Efficient per-example gradient computations", arXiv
+1510.01799; for convolutions Rochette et al., arXiv 1912.06015, by unfolding). Layers before the first chosen one have
+no backward pass at all. `torch.func.vmap` of `grad` gives the same numbers; which is faster is in docs/attribution.md.
+"""
+
+from __future__ import annotations
+
+import re
+from collections.abc import Iterator
+
+import torch
+import torch.nn.functional as F
+from torch import Tensor, nn
+from torch.utils.hooks import RemovableHandle
+
+from carv3d.errors import UserError
+
+
+class RowGradients:
+    """Watches the chosen layers of a network, and turns the losses of a batch's rows into their gradients.
+
+    Attributes:
+        layers: the chosen `nn.Linear` and `nn.Conv2d` by name, in the network's order.
+        sizes: their number of parameters, weight and bias.
+    """
+
+    def __init__(self, network: nn.Module, pattern: str) -> None:
+        """Choose layers and make their parameters ask for gradients; all others stop asking.
+
+        Args:
+            network: its forward pass must be free of effects of one row on another (no batch normalisation).
+            pattern: a regular expression; the layers whose name it is found in are chosen.
+
+        Raises:
+            UserError: no regular expression, or one that no linear or plain convolutional layer's name has.
+        """
+        try:
+            wanted = re.compile(pattern)
+        except re.error as error:
+            raise UserError(f"layers={pattern!r} is not a regular expression ({error})") from None
+        known = {name: module for name, module in network.named_modules() if _is_known(module)}
+        self.layers = {name: module for name, module in known.items() if wanted.search(name)}
+        if not self.layers:
+            some = ", ".join(dict.fromkeys(".".join(name.split(".")[:2]) for name in known))
+            raise UserError(
+                f"layers={pattern!r} is in no layer's name; there are linear and convolutional ones in {some}"
+            )
+        self.sizes = {name: sum(p.numel() for p in layer.parameters()) for name, layer in self.layers.items()}
+        network.requires_grad_(False)
+        self._seen: dict[str, list[tuple[Tensor, Tensor]]] = {}
+        self._handles: list[RemovableHandle] = []
+        for name, layer in self.layers.items():
+            layer.requires_grad_(True)
+            self._handles.append(layer.register_forward_hook(self._watch(name)))
+
+    def close(self) -> None:
+        """Stop watching; the network is frozen again."""
+        for handle in self._handles:
+            handle.remove()
+        for layer in self.layers.values():
+            layer.requires_grad_(False)
+
+    def __call__(self, losses: Tensor) -> Iterator[tuple[str, Tensor]]:
+        """The gradients of the rows' losses, a layer at a time, so that those of all layers are never there at once.
+
+        Args:
+            losses: (N,), of the network's newest forward pass, which had these N rows.
+
+        Yields:
+            A layer's name and (N, its size) float32, weight first, then bias; zeros if the loss does not depend on it.
+
+        Raises:
+            UserError: a layer did not see N rows.
+        """
+        rows = len(losses)
+        anchors = [next(layer.parameters()) for layer in self.layers.values()]
+        self._seen.clear()  # of a backward pass that was not ours
+        # The hooks below collect what is needed; the summed gradients themselves are not.
+        torch.autograd.grad(losses.sum(), anchors, allow_unused=True)
+        seen, self._seen = self._seen, {}
+        for name, layer in self.layers.items():
+            total = losses.new_zeros(rows, self.sizes[name], dtype=torch.float32)
+            for a, g in seen.pop(name, []):
+                if len(a) != rows or len(g) != rows:
+                    raise UserError(f"the network's {name} does not work row by row: choose other layers")
+                total += _row_gradients(layer, a, g)
+            yield name, total
+
+    def _watch(self, name: str):  # type: ignore[no-untyped-def]
+        def after(_: nn.Module, inputs: tuple[Tensor, ...], output: Tensor) -> None:
+            if output.requires_grad:
+                a = inputs[0].detach()
+                output.register_hook(lambda g: self._seen.setdefault(name, []).append((a, g.detach())))
+
+        return after
+
+
+def _is_known(module: nn.Module) -> bool:
+    if isinstance(module, nn.Conv2d):
+        return module.groups == 1 and module.padding_mode == "zeros" and not isinstance(module.padding, str)
+    return isinstance(module, nn.Linear)
+
+
+def _row_gradients(layer: nn.Module, a: Tensor, g: Tensor) -> Tensor:
+    """(N, weight and bias) from the layer's input a and the loss's gradient g at its output."""
+    a, g = a.float(), g.float()
+    if isinstance(layer, nn.Conv2d):
+        a = F.unfold(a, layer.kernel_size, layer.dilation, layer.padding, layer.stride)  # type: ignore[arg-type]
+        g = g.flatten(2)  # (N, out, places), and a is (N, in x kernel, places)
+        weight = g @ a.mT
+    else:
+        a, g = a.reshape(len(a), -1, a.shape[-1]), g.reshape(len(g), -1, g.shape[-1]).mT
+        weight = g @ a
+    parts = [weight.flatten(1)]
+    if layer.bias is not None:
+        parts.append(g.sum(2))
+    return torch.cat(parts, 1)

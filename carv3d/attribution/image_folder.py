@@ -1,0 +1,120 @@
+"""Pictures from files, in the two usual layouts.
+
+A folder with `metadata.jsonl`, a line a picture with `file_name` and `text` (the image folder of Hugging Face's
+`datasets`), or such a file by its path; or a folder whose pictures have their captions in `.txt` files of the same name
+beside them.
+"""
+
+from __future__ import annotations
+
+import hashlib
+import json
+from collections.abc import Iterator, Sequence
+from pathlib import Path
+
+import numpy as np
+import torch
+from PIL import Image, ImageOps
+from torch import Tensor
+
+from carv3d.attribution.pictures import Pictures, digest_of, unknown_camera
+from carv3d.errors import UserError
+
+ENDINGS = (".png", ".jpg", ".jpeg", ".webp", ".bmp", ".gif", ".tif", ".tiff")
+METADATA = "metadata.jsonl"
+
+
+class ImageFolder(Pictures):
+    """See `Pictures`. Cameras are not known.
+
+    Pictures of another size have their shorter side resized to the teacher's and are cut to the square in the middle,
+    which is what the usual training scripts of diffusers do; what is transparent becomes white.
+    """
+
+    classes: Sequence[str] = ()
+
+    def __init__(self, path: Path | str, size: int, limit: int = 0) -> None:
+        """Find the files and their captions, and open every file once.
+
+        Args:
+            path: a folder, or a file of lines as in `metadata.jsonl`.
+            size: side of the squares in pixels.
+            limit: take so many, the first ones by name; 0: all.
+
+        Raises:
+            UserError: no pictures, one that cannot be read, or one without a caption.
+        """
+        place = Path(path).expanduser()
+        listing = place if place.is_file() else place / METADATA
+        if not place.exists():
+            raise UserError(f"no pictures at {path}: give a folder of them, a {METADATA} file, or builtin")
+        pairs = dict(_listed(listing) if listing.is_file() else _beside(place))
+        if not pairs:
+            raise UserError(f"{place} has no pictures ({', '.join(ENDINGS)}): give a folder that has some")
+        self._root, self._size = listing.parent, size
+        self.names = sorted(pairs)[: limit or None]
+        self.captions = [pairs[name] for name in self.names]
+        self.camera = unknown_camera(len(self.names))
+        self.source = f"{len(self.names):,} pictures of {place}"
+        # Damaged files are found now, not after minutes.
+        self._files = hashlib.sha256()
+        for name in self.names:
+            try:
+                with Image.open(self._root / name) as image:
+                    image.verify()
+                self._files.update((self._root / name).read_bytes())
+            except FileNotFoundError:
+                raise UserError(f"{listing} names {name}, which is not there: correct the line") from None
+            except Exception as error:  # what Pillow raises differs from format to format
+                raise UserError(f"{self._root / name} cannot be read as a picture: replace or remove it") from error
+
+    def load(self, rows: Sequence[int]) -> Tensor:
+        """See `Pictures`."""
+        return torch.stack([self._read(self._root / self.names[row]) for row in rows])
+
+    def digest(self) -> str:
+        """See `Pictures`."""
+        return digest_of(self, self._files.digest(), str(self._size))
+
+    def _read(self, path: Path) -> Tensor:
+        try:
+            with Image.open(path) as opened:
+                image = ImageOps.exif_transpose(opened).convert("RGBA")
+        except Exception as error:
+            raise UserError(f"{path} cannot be read as a picture: replace or remove it") from error
+        white = Image.new("RGBA", image.size, "white")
+        square = ImageOps.fit(Image.alpha_composite(white, image), (self._size, self._size), Image.Resampling.LANCZOS)
+        return torch.from_numpy(np.array(square.convert("RGB"))).permute(2, 0, 1).float() / 255
+
+
+def _listed(listing: Path) -> Iterator[tuple[str, str]]:
+    try:
+        lines = listing.read_text(encoding="utf-8-sig").splitlines()
+    except (OSError, UnicodeDecodeError) as error:
+        raise UserError(f"cannot read {listing}: give lines such as " + _EXAMPLE) from error
+    for number, line in enumerate(lines, 1):
+        if not line.strip():
+            continue
+        try:
+            row = json.loads(line)
+            name, text = row["file_name"], row["text"]
+        except (ValueError, KeyError, TypeError):
+            raise UserError(f"{listing}:{number}: no file_name and text: write a line as {_EXAMPLE}") from None
+        yield str(name), str(text)
+
+
+_EXAMPLE = '{"file_name": "a.png", "text": "a red chair"}'
+
+
+def _beside(folder: Path) -> Iterator[tuple[str, str]]:
+    for path in sorted(folder.rglob("*")):
+        if path.suffix.lower() not in ENDINGS or path.name.startswith("."):
+            continue
+        caption = path.with_suffix(".txt")
+        try:
+            yield path.relative_to(folder).as_posix(), " ".join(caption.read_text(encoding="utf-8-sig").split())
+        except (OSError, UnicodeDecodeError):
+            raise UserError(
+                f"{path} has no caption: write {caption.name} beside it, or {folder / METADATA} with a line {_EXAMPLE} "
+                "a picture (an empty text means no caption)"
+            ) from None

@@ -1,0 +1,27 @@
+"""The pictures that the built-in teacher was trained on, made again."""
+
+from __future__ import annotations
+
+from collections.abc import Iterator
+
+import torch
+
+from carv3d.cameras import Cameras, CameraSampler
+from carv3d.shapes.catalogue import SHAPES
+
+VIEWS_A_SHAPE = 400
+VIEWS_A_BATCH = 20
+
+
+def training_views(views: int = VIEWS_A_SHAPE) -> Iterator[tuple[str, Cameras]]:
+    """Every shape's random cameras, in batches of 20, as the teacher's training drew them.
+
+    Each view was painted in all colours of `COLOURS`: with 400 views, 16 x 400 x 10 = 64,000 pictures.
+
+    Args:
+        views: of each shape, a multiple of 20.
+    """
+    generator = torch.Generator().manual_seed(0)
+    for shape in SHAPES:
+        for _ in range(views // VIEWS_A_BATCH):
+            yield shape, CameraSampler().sample(VIEWS_A_BATCH, generator)
