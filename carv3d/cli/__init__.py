@@ -7,7 +7,7 @@ from typing import NoReturn
 
 # The order is that of `carv3d --help`.
 # ruff: noqa: I001
-from carv3d.cli import generate, results, measure, compare, about  # noqa: F401
+from carv3d.cli import generate, results, measure, compare, distill, sample, about  # noqa: F401
 from carv3d.cli.app import app, console
 from carv3d.errors import UserError
 

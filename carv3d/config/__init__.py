@@ -2,12 +2,24 @@
 
 from typing import Any
 
+from carv3d.config.distillation import DistillConfig
 from carv3d.config.loading import find_config, load
 from carv3d.config.schema import Config, Ramp
 from carv3d.config.validation import require_prompt, validate
 from carv3d.config.writing import describe, to_yaml
 
-PIPELINES: dict[str, type[Any]] = {"generate": Config}
+PIPELINES: dict[str, type[Any]] = {"generate": Config, "distill": DistillConfig}
 """The verbs that train by a config, and the dataclass that has its keys."""
 
-__all__ = ["PIPELINES", "Config", "Ramp", "describe", "find_config", "load", "require_prompt", "to_yaml", "validate"]
+__all__ = [
+    "PIPELINES",
+    "Config",
+    "DistillConfig",
+    "Ramp",
+    "describe",
+    "find_config",
+    "load",
+    "require_prompt",
+    "to_yaml",
+    "validate",
+]

@@ -2,12 +2,15 @@
 
 from carv3d.shapes.catalogue import ALL_THINGS, COLOURS, SHAPES, Thing, palette, parse, vocabulary
 from carv3d.shapes.reference import colourise, reference, shade_maps
+from carv3d.shapes.retrieval import Gallery, assorted
 
 __all__ = [
     "ALL_THINGS",
     "COLOURS",
     "SHAPES",
+    "Gallery",
     "Thing",
+    "assorted",
     "colourise",
     "palette",
     "parse",
