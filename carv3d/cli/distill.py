@@ -35,6 +35,8 @@ def distill(
 
     name, prompt, overrides = sort_words(words or [])
     if prompt is not None:
+        if " " not in prompt:
+            find_config(prompt)  # says which names there are
         raise UserError(f"what is {prompt!r}? prompts come from a file: prompts=FILE, one a line")
     if resume:
         if name or output:

@@ -11,7 +11,7 @@ from torch import Tensor, nn
 from carv3d.errors import UserError
 from carv3d.teachers import DiffusersTeacher
 from carv3d.teachers.diffusers_pipeline import TextCondition
-from carv3d.teachers.families import StableDiffusion
+from carv3d.teachers.families.stable_diffusion import StableDiffusion
 
 
 class Denoiser:

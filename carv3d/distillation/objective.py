@@ -25,7 +25,7 @@ _TINY = 1e-6  # of a mean absolute residual that is 1 for a network that knows n
 
 
 def score_difference(
-    teacher: DiffusersTeacher, fake: Denoiser, condition: TextCondition, scale: float, *, normalised: bool = True
+    teacher: DiffusersTeacher, fake: Denoiser, condition: TextCondition, scale: float, *, parts: bool = False
 ) -> Residual:
     """What `carv3d.estimator.estimate` averages: descending `(z * fbar).sum() / R` moves z towards the teacher.
 
@@ -34,7 +34,8 @@ def score_difference(
         fake: the score of the generator's outputs, without guidance.
         condition: of the R outputs.
         scale: of the teacher's guidance.
-        normalised: divided by `mean |r_real|` of each draw, as DMD does.
+        parts: put the teacher's own part, `r_real / mean |r_real|`, before the difference along the channels: to see
+            what each adds to the noise.
     """
 
     def residual(z: Tensor, t: Tensor, eps: Tensor, r: Tensor) -> Tensor:
@@ -42,10 +43,8 @@ def score_difference(
         real = teacher.residual(z, t, eps, told, scale)
         alpha, sigma = teacher.schedule.at(t, z)
         difference = real + eps - fake.eps_hat(alpha * z + sigma * eps, t, told)
-        if not normalised:
-            return difference
-        size = real.abs().flatten(1).mean(1).clamp_min(_TINY)
-        return difference / size.view(-1, *[1] * (z.ndim - 1))
+        size = real.abs().flatten(1).mean(1).clamp_min(_TINY).view(-1, *[1] * (z.ndim - 1))
+        return (torch.cat([real, difference], 1) if parts else difference) / size
 
     return residual
 

@@ -23,6 +23,10 @@ class Gallery:
         """An object's pictures (V, 3, H, W) in [0, 1], on white."""
         return colourise(self._maps[thing.shape], palette(thing.colour))
 
+    def picture(self, thing: Thing, camera: int) -> Tensor:
+        """An object's picture (3, H, W) from one of the cameras."""
+        return colourise(self._maps[thing.shape][camera : camera + 1], palette(thing.colour))[0]
+
     def errors(self, pictures: Tensor) -> Tensor:
         """Mean squared errors (things, V) of pictures (V, 3, H, W) to every object as the same camera sees it."""
         return torch.stack([(self.truth(thing) - pictures).square().mean((1, 2, 3)) for thing in ALL_THINGS])

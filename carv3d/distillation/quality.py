@@ -1,0 +1,112 @@
+"""How good a generator of the built-in world is, where the true pictures are known."""
+
+from __future__ import annotations
+
+from collections.abc import Callable, Sequence
+from dataclasses import dataclass
+
+import torch
+import torch.nn.functional as F
+from torch import Tensor
+
+from carv3d.cameras import Cameras, CameraSampler
+from carv3d.shapes import ALL_THINGS, Gallery, Thing, assorted
+from carv3d.teachers import Teacher
+
+AZIMUTHS, ELEVATIONS = [20.0, 110.0, -160.0, -70.0], [15.0, 30.0, 15.0, 30.0]
+_POOLED = 4  # latents along a side of the squares that features are means over
+
+# (prompts N, cameras N, rng) -> pictures (N, 3, H, W)
+Sampler = Callable[[Sequence[str], Cameras, torch.Generator], Tensor]
+
+
+@dataclass(frozen=True)
+class Quality:
+    """What was found of a generator.
+
+    Attributes:
+        retrieval: share of 192 samples, every class in three colours, whose nearest true picture among all objects in
+            all colours is of the object asked for: from the same camera where the generator is told it, else from
+            any of the gallery's cameras.
+        psnr: dB, of the same samples to that nearest picture; of unknown cameras after averaging over 4 x 4 pixels.
+        frechet: see `frechet_distance`, on `features`, between samples of random objects and true pictures.
+    """
+
+    retrieval: float
+    psnr: float
+    frechet: float
+
+
+class Examiner:
+    """Holds the true pictures, and examines one generator after another with the same prompts, cameras and noise."""
+
+    def __init__(
+        self, teacher: Teacher, *, camera: bool, pictures: int = 480, views: tuple[int, int] = (16, 5)
+    ) -> None:
+        """Render the world; takes half a minute, so keep the examiner.
+
+        Args:
+            teacher: whose encoder gives the features.
+            camera: whether the generators are told the camera.
+            pictures: for the Fréchet distance.
+            views: cameras of the gallery in azimuth and in elevation.
+        """
+        self.teacher, self.camera = teacher, camera
+        rng = torch.Generator().manual_seed(0)
+        self._all = Gallery(CameraSampler().table(*views, rng))
+        self._told = Gallery(Cameras.look_at_origin(torch.tensor(AZIMUTHS), torch.tensor(ELEVATIONS)))
+        self._things, self._cameras, true = self._draw(pictures, rng)
+        self._true = self.features(true)
+        self.floor = frechet_distance(self.features(self._draw(pictures, rng)[2]), self._true)
+
+    def features(self, pictures: Tensor) -> Tensor:
+        """(N, F) float64: the autoencoder's latents of pictures (N, 3, H, W), averaged over squares of 4 x 4.
+
+        Of the built-in autoencoder 8 channels times 4 x 4 squares, 128.
+        """
+        with torch.no_grad():
+            z = torch.cat([self.teacher.encode(part) for part in pictures.split(32)])
+        return F.avg_pool2d(z, _POOLED).flatten(1).double()
+
+    def __call__(self, sampler: Sampler, seed: int = 0) -> Quality:
+        """Examine a generator."""
+        rng = torch.Generator().manual_seed(seed)
+        cameras, right, errors = self._told.cameras, 0, []
+        for thing in assorted():
+            shown = sampler([thing.caption] * len(cameras), cameras, rng)
+            if self.camera:
+                found = self._told.nearest(shown)
+                errors.append(self._told.errors(shown).amin(0))
+            else:
+                found, error = self._all.nearest_anywhere(shown)
+                errors.append(error)
+            right += sum(one == thing for one in found)
+        parts = torch.arange(len(self._things)).split(32)
+        drawn = [sampler([self._things[i].caption for i in part.tolist()], self._cameras[part], rng) for part in parts]
+        psnr = -10 * torch.cat(errors).mean().log10().item()
+        count = len(assorted()) * len(cameras)
+        return Quality(right / count, psnr, frechet_distance(self.features(torch.cat(drawn)), self._true))
+
+    def _draw(self, count: int, rng: torch.Generator) -> tuple[list[Thing], Cameras, Tensor]:
+        """Random objects, the gallery's cameras that they are seen from, and their true pictures."""
+        cameras = self._all.cameras
+        things = [ALL_THINGS[i] for i in torch.randint(len(ALL_THINGS), (count,), generator=rng).tolist()]
+        which = torch.randint(len(cameras), (count,), generator=rng)
+        pictures = torch.stack([self._all.picture(t, v) for t, v in zip(things, which.tolist(), strict=True)])
+        return things, cameras[which], pictures
+
+
+def frechet_distance(a: Tensor, b: Tensor) -> float:
+    """`|m_a - m_b|^2 + tr(C_a + C_b - 2 (C_a C_b)^(1/2))` of the Gaussians fitted to features (N, F) and (M, F).
+
+    The distance of Heusel et al. (arXiv 1706.08500), on whatever features one gives: only figures on the same features
+    and with the same N and M compare. The trace of the root is found from `C_a^(1/2) C_b C_a^(1/2)`, which has the same
+    eigenvalues and is symmetric.
+    """
+    a, b = a.double(), b.double()
+    covariance_a, covariance_b = torch.cov(a.T), torch.cov(b.T)
+    values, vectors = torch.linalg.eigh(covariance_a)
+    root = vectors * values.clamp_min(0).sqrt() @ vectors.T
+    cross = torch.linalg.eigvalsh(root @ covariance_b @ root).clamp_min(0).sqrt().sum()
+    means = (a.mean(0) - b.mean(0)).square().sum()
+    return float(means + covariance_a.trace() + covariance_b.trace() - 2 * cross)
