@@ -3,6 +3,7 @@
     python scripts/benchmark_distillation.py variance outputs/distill/one-step-1 --step 200 --outputs 96
     python scripts/benchmark_distillation.py quality distill --seconds 120 --seeds 3 --resamples 1 8
     python scripts/benchmark_distillation.py teacher distill
+    python scripts/benchmark_distillation.py picture outputs/distill/one-step-1 picture.png
 
 `variance`: the trace of the covariance of a step's estimate with R = 8, at a checkpoint of a run: of the teacher's part
 of the score difference, of the difference, and of the generator's parameter gradient, with 95 % intervals over outputs.
@@ -31,9 +32,11 @@ from carv3d.config import DistillConfig, find_config, load, validate
 from carv3d.distillation import DistillationRun, Distiller, load_distiller
 from carv3d.distillation.conditions import Conditions
 from carv3d.distillation.objective import score_difference
-from carv3d.distillation.quality import Examiner, Sampler
+from carv3d.distillation.quality import AZIMUTHS, ELEVATIONS, Examiner, Sampler
 from carv3d.estimator import estimate
+from carv3d.images import sheet
 from carv3d.sampling import NoiseKind, StrataKind
+from carv3d.shapes import assorted
 from carv3d.teachers import DiffusersTeacher
 from carv3d.teachers.ddim import ddim_sample
 
@@ -48,7 +51,7 @@ PAPER = {  # arXiv 2605.21489, table 3: score difference, parameter gradient
     (16, "independent"): (13.3, 59.9),
     (16, "stratified"): (12.0, 30.7),
 }
-CHECKS = 3  # examinations of a run
+CHECKS = 2  # examinations of a run
 
 
 def shown(interval: Interval, scale: float = 1.0) -> str:
@@ -113,11 +116,11 @@ def config_of(options: argparse.Namespace, **changes: Any) -> DistillConfig:
 
 
 def sampler_of(distiller: Distiller) -> Sampler:
-    """Pictures by the averaged generator in hand."""
+    """Latents by the averaged generator in hand."""
     prompts = distiller.conditions.prompts
 
     def sample(texts: Sequence[str], cameras: Cameras, rng: torch.Generator) -> Tensor:
-        return distiller.teacher.decode(distiller.sample([prompts.index(text) for text in texts], cameras, rng))
+        return distiller.sample([prompts.index(text) for text in texts], cameras, rng)
 
     return sample
 
@@ -127,7 +130,7 @@ def quality(options: argparse.Namespace) -> dict[str, Any]:
     config = config_of(options)
     teacher = build.diffusers_teacher(config.shared(), build.device(config.shared()))
     examiner = Examiner(teacher, camera=teacher.takes_camera)
-    print(f"Fréchet distance of true pictures to others: {examiner.floor:.3f}\n", flush=True)
+    print(f"Fréchet distance of true pictures to true pictures: {examiner.floor:.3f}\n", flush=True)
     found: list[dict[str, Any]] = []
     for seed in range(options.seeds):
         for K in options.resamples:
@@ -152,46 +155,76 @@ def quality(options: argparse.Namespace) -> dict[str, Any]:
     return {"floor": examiner.floor, "rows": found}
 
 
+def in_many(teacher: DiffusersTeacher, steps: int, scale: float) -> Sampler:
+    """Latents by DDIM."""
+
+    def sample(texts: Sequence[str], cameras: Cameras, rng: torch.Generator) -> Tensor:
+        told = conditions_of(teacher, texts, cameras)
+        return ddim_sample(teacher, told, (len(texts), *teacher.latent_shape), rng, scale=scale, steps=steps)
+
+    return sample
+
+
+def in_one(teacher: DiffusersTeacher, timestep: int, scale: float) -> Sampler:
+    """Latents as a generator makes them, by the teacher as it is: what distillation starts from."""
+
+    def sample(texts: Sequence[str], cameras: Cameras, rng: torch.Generator) -> Tensor:
+        noise = torch.randn((len(texts), *teacher.latent_shape), generator=rng)
+        t = torch.full((len(texts),), timestep)
+        alpha, sigma = teacher.schedule.at(t, noise)
+        eps = teacher.residual(noise / alpha, t, torch.zeros_like(noise), conditions_of(teacher, texts, cameras), scale)
+        return (noise - sigma * eps) / alpha
+
+    return sample
+
+
 def of_teacher(options: argparse.Namespace) -> dict[str, Any]:
     """The teacher in one step and in many."""
-    config = config_of(options)
-    teacher = build.diffusers_teacher(config.shared(), build.device(config.shared()))
+    distiller = Distiller(config_of(options))
+    teacher = distiller.teacher
     examiner = Examiner(teacher, camera=teacher.takes_camera)
-    timestep = Distiller(config, teacher).timestep
-
-    def many(steps: int, scale: float) -> Sampler:
-        return lambda texts, cameras, rng: teacher.decode(
-            ddim_sample(
-                teacher,
-                conditions_of(teacher, texts, cameras),
-                (len(texts), *teacher.latent_shape),
-                rng,
-                scale=scale,
-                steps=steps,
-            )
-        )
-
-    def one(scale: float) -> Sampler:
-        def sample(texts: Sequence[str], cameras: Cameras, rng: torch.Generator) -> Tensor:
-            noise = torch.randn((len(texts), *teacher.latent_shape), generator=rng)
-            t = torch.full((len(texts),), timestep)
-            alpha, sigma = teacher.schedule.at(t, noise)
-            told = conditions_of(teacher, texts, cameras)
-            eps = teacher.residual(noise / alpha, t, torch.zeros_like(noise), told, scale)
-            return teacher.decode((noise - sigma * eps) / alpha)
-
-        return sample
-
-    print(f"Fréchet distance of true pictures to others: {examiner.floor:.3f}\n")
+    print(f"Fréchet distance of true pictures to true pictures: {examiner.floor:.3f}\n")
     print("| teacher | guidance | retrieval, % | PSNR, dB | Fréchet distance |\n|---|---|---|---|---|")
     rows = []
     for steps in (1, options.steps):
-        for scale in (1.0, config.matching.scale, 3.0):
-            found = examiner(one(scale) if steps == 1 else many(steps, scale))
+        for scale in options.scales:
+            sampler = in_one(teacher, distiller.timestep, scale) if steps == 1 else in_many(teacher, steps, scale)
+            with distiller.arithmetic():
+                found = examiner(sampler)
             rows.append({"steps": steps, "scale": scale} | asdict(found))
             cells = f"{100 * found.retrieval:.1f} | {found.psnr:.1f} | {found.frechet:.3f}"
             print(f"| {steps} step{'s' * (steps > 1)} | {scale:g} | {cells} |", flush=True)
     return {"floor": examiner.floor, "rows": rows}
+
+
+def picture(options: argparse.Namespace) -> dict[str, Any]:
+    """The same prompts and noises by the teacher at once, by the generator, and by the teacher in many steps."""
+    import matplotlib
+
+    matplotlib.use("agg")
+    from matplotlib import pyplot as plt
+
+    with DistillationRun.open(options.run) as run:
+        distiller = load_distiller(run)
+    teacher, scale = distiller.teacher, distiller.config.matching.scale
+    texts = [thing.caption for thing in assorted()[1::3] for _ in range(2)]
+    cameras = Cameras.look_at_origin(
+        torch.tensor(AZIMUTHS).repeat(len(texts) // 4), torch.tensor(ELEVATIONS).repeat(len(texts) // 4)
+    )
+    titles = {
+        "teacher, 1 step": in_one(teacher, distiller.timestep, 1.0),
+        "distilled, 1 step": sampler_of(distiller),
+        "teacher, 30 steps": in_many(teacher, 30, scale),
+    }
+    figure, axes = plt.subplots(1, 3, figsize=(12, 4.3), dpi=100)
+    for axis, (title, sampler) in zip(axes, titles.items(), strict=True):
+        shown = teacher.decode(sampler(texts, cameras, torch.Generator().manual_seed(options.seed)))
+        axis.imshow(sheet(shown, 6, gap=4).permute(1, 2, 0).numpy())
+        axis.set_title(title)
+        axis.axis("off")
+    figure.tight_layout()
+    figure.savefig(options.output)
+    return {}
 
 
 def conditions_of(teacher: DiffusersTeacher, texts: Sequence[str], cameras: Cameras) -> Any:
@@ -220,10 +253,16 @@ def main() -> None:
     of.add_argument("--seeds", type=int, default=3)
     of.add_argument("--resamples", type=int, nargs="+", default=[1, 8])
     of.set_defaults(measure=quality)
+    of = verbs.add_parser("picture")
+    of.add_argument("run", type=Path)
+    of.add_argument("output", type=Path)
+    of.add_argument("--seed", type=int, default=0)
+    of.set_defaults(measure=picture)
     of = verbs.add_parser("teacher")
     of.add_argument("config", nargs="?", default="distill")
     of.add_argument("overrides", nargs="*", default=[])
     of.add_argument("--steps", type=int, default=30)
+    of.add_argument("--scales", type=float, nargs="+", default=[1.0, 1.5, 3.0])
     of.set_defaults(measure=of_teacher)
     options = parser.parse_args()
     torch.set_num_threads(options.threads)

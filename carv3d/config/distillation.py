@@ -50,7 +50,7 @@ class FakeScore:
 class Distillation:
     """Length and book-keeping of a run."""
 
-    steps: int = 400  # of the generator
+    steps: int = 240  # of the generator
     precision: Literal["float32", "bfloat16"] = "float32"  # of the three networks' arithmetic, by autocast
     preview_every: int = 50  # steps; 0: never
     checkpoint_every: int = 50  # steps; 0: only at the end

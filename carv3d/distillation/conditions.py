@@ -49,9 +49,7 @@ class Conditions:
             UserError: a prompt that the built-in teacher does not know.
         """
         self.teacher, self.prompts, self.negative = teacher, list(prompts), negative
-        one = Cameras.look_at_origin(torch.zeros(1), torch.zeros(1))
-        for prompt in self.prompts:
-            teacher.condition(prompt, one, negative)
+        teacher.prepare(self.prompts, negative)
 
     def __call__(self, index: Tensor, cameras: Cameras) -> TextCondition:
         """The condition of N pictures.

@@ -10,13 +10,13 @@ import torch.nn.functional as F
 from torch import Tensor
 
 from carv3d.cameras import Cameras, CameraSampler
-from carv3d.shapes import ALL_THINGS, Gallery, Thing, assorted
+from carv3d.shapes import ALL_THINGS, Gallery, assorted
 from carv3d.teachers import Teacher
 
 AZIMUTHS, ELEVATIONS = [20.0, 110.0, -160.0, -70.0], [15.0, 30.0, 15.0, 30.0]
-_POOLED = 4  # latents along a side of the squares that features are means over
+_POOLED = 8  # latents along a side of the squares that features are means over
 
-# (prompts N, cameras N, rng) -> pictures (N, 3, H, W)
+# (prompts N, cameras N, rng) -> latents (N, C, h, w)
 Sampler = Callable[[Sequence[str], Cameras, torch.Generator], Tensor]
 
 
@@ -29,7 +29,7 @@ class Quality:
             all colours is of the object asked for: from the same camera where the generator is told it, else from
             any of the gallery's cameras.
         psnr: dB, of the same samples to that nearest picture; of unknown cameras after averaging over 4 x 4 pixels.
-        frechet: see `frechet_distance`, on `features`, between samples of random objects and true pictures.
+        frechet: see `frechet_distance`, on `features`, between samples of random objects and their true pictures.
     """
 
     retrieval: float
@@ -38,7 +38,12 @@ class Quality:
 
 
 class Examiner:
-    """Holds the true pictures, and examines one generator after another with the same prompts, cameras and noise."""
+    """Holds the true pictures, and examines one generator after another with the same prompts, cameras and noise.
+
+    Attributes:
+        floor: the Fréchet distance of true pictures to true pictures of the same objects from other cameras, which the
+            finite number of pictures leaves.
+    """
 
     def __init__(
         self, teacher: Teacher, *, camera: bool, pictures: int = 480, views: tuple[int, int] = (16, 5)
@@ -46,7 +51,7 @@ class Examiner:
         """Render the world; takes half a minute, so keep the examiner.
 
         Args:
-            teacher: whose encoder gives the features.
+            teacher: whose autoencoder gives the features.
             camera: whether the generators are told the camera.
             pictures: for the Fréchet distance.
             views: cameras of the gallery in azimuth and in elevation.
@@ -55,25 +60,17 @@ class Examiner:
         rng = torch.Generator().manual_seed(0)
         self._all = Gallery(CameraSampler().table(*views, rng))
         self._told = Gallery(Cameras.look_at_origin(torch.tensor(AZIMUTHS), torch.tensor(ELEVATIONS)))
-        self._things, self._cameras, true = self._draw(pictures, rng)
-        self._true = self.features(true)
-        self.floor = frechet_distance(self.features(self._draw(pictures, rng)[2]), self._true)
-
-    def features(self, pictures: Tensor) -> Tensor:
-        """(N, F) float64: the autoencoder's latents of pictures (N, 3, H, W), averaged over squares of 4 x 4.
-
-        Of the built-in autoencoder 8 channels times 4 x 4 squares, 128.
-        """
-        with torch.no_grad():
-            z = torch.cat([self.teacher.encode(part) for part in pictures.split(32)])
-        return F.avg_pool2d(z, _POOLED).flatten(1).double()
+        things = torch.randint(len(ALL_THINGS), (pictures,), generator=rng).tolist()
+        self._things = [ALL_THINGS[i] for i in things]
+        self._cameras, self._true = self._draw(rng)
+        self.floor = frechet_distance(self._draw(rng)[1], self._true)
 
     def __call__(self, sampler: Sampler, seed: int = 0) -> Quality:
         """Examine a generator."""
         rng = torch.Generator().manual_seed(seed)
         cameras, right, errors = self._told.cameras, 0, []
         for thing in assorted():
-            shown = sampler([thing.caption] * len(cameras), cameras, rng)
+            shown = self.teacher.decode(sampler([thing.caption] * len(cameras), cameras, rng))
             if self.camera:
                 found = self._told.nearest(shown)
                 errors.append(self._told.errors(shown).amin(0))
@@ -85,15 +82,21 @@ class Examiner:
         drawn = [sampler([self._things[i].caption for i in part.tolist()], self._cameras[part], rng) for part in parts]
         psnr = -10 * torch.cat(errors).mean().log10().item()
         count = len(assorted()) * len(cameras)
-        return Quality(right / count, psnr, frechet_distance(self.features(torch.cat(drawn)), self._true))
+        return Quality(right / count, psnr, frechet_distance(features(torch.cat(drawn)), self._true))
 
-    def _draw(self, count: int, rng: torch.Generator) -> tuple[list[Thing], Cameras, Tensor]:
-        """Random objects, the gallery's cameras that they are seen from, and their true pictures."""
+    @torch.no_grad()
+    def _draw(self, rng: torch.Generator) -> tuple[Cameras, Tensor]:
+        """Random cameras of the gallery, one for each object, and the features of what they see."""
         cameras = self._all.cameras
-        things = [ALL_THINGS[i] for i in torch.randint(len(ALL_THINGS), (count,), generator=rng).tolist()]
-        which = torch.randint(len(cameras), (count,), generator=rng)
-        pictures = torch.stack([self._all.picture(t, v) for t, v in zip(things, which.tolist(), strict=True)])
-        return things, cameras[which], pictures
+        which = torch.randint(len(cameras), (len(self._things),), generator=rng)
+        pictures = [self._all.picture(t, v) for t, v in zip(self._things, which.tolist(), strict=True)]
+        z = torch.cat([self.teacher.encode(part) for part in torch.stack(pictures).split(32)])
+        return cameras[which], features(z)
+
+
+def features(z: Tensor) -> Tensor:
+    """(N, F) float64: latents (N, C, h, w) averaged over squares of 8 x 8: 32 of the built-in autoencoder."""
+    return F.avg_pool2d(z, _POOLED).flatten(1).double()
 
 
 def frechet_distance(a: Tensor, b: Tensor) -> float:

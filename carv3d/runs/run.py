@@ -118,7 +118,7 @@ class RunFolder(Generic[_C]):
         """An existing run, to read from, or with `write` to go on with it.
 
         Raises:
-            UserError: not a run, one of another verb, or another process is writing to it.
+            UserError: not a run, or another process is writing to it.
         """
         path = Path(path).expanduser()
         refuse_pickle(path)
