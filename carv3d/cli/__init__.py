@@ -23,8 +23,8 @@ def main() -> None:
         if "out of memory" not in str(error) and "can't allocate memory" not in str(error):
             raise
         _fail(
-            "out of memory: lower guidance.chunk (draws a teacher call), guidance.renders, renderer.samples or the "
-            "cameras' size, or use teacher.dtype=float16; with measure, fewer --renders and --resamples; a run goes on "
+            "out of memory: lower guidance.chunk (draws a teacher call; of distill matching.chunk), guidance.renders, "
+            "renderer.samples or the cameras' size, or use teacher.dtype=float16; with measure, fewer --renders and --resamples; a run goes on "
             "from its last checkpoint with --resume"
         )
 

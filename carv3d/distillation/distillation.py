@@ -33,6 +33,11 @@ def load_distiller(run: DistillationRun, step: int | None = None, teacher: Diffu
     Raises:
         UserError: no checkpoint, a corrupt one, or one that does not fit the run's config.
     """
+    return _load(run, step, teacher)[0]
+
+
+def _load(run: DistillationRun, step: int | None, teacher: DiffusersTeacher | None) -> tuple[Distiller, float]:
+    """The distiller, and the seconds of training behind it."""
     checkpoint = run.load_checkpoint(step)
     distiller = Distiller(run.config, teacher)
     try:
@@ -42,7 +47,7 @@ def load_distiller(run: DistillationRun, step: int | None = None, teacher: Diffu
         raise UserError(
             f"the checkpoint in {run.path} is not of this run's config; start the run anew ({first})"
         ) from error
-    return distiller
+    return distiller, float(checkpoint.info["seconds"])
 
 
 def distil(run: DistillationRun, *, resume: bool, console: Console, distiller: Distiller | None = None) -> None:
@@ -61,8 +66,7 @@ def distil(run: DistillationRun, *, resume: bool, console: Console, distiller: D
     set_threads(run.config)
     seconds = 0.0
     if resume and run.checkpoints.paths():
-        seconds = float(run.load_checkpoint().info["seconds"])
-        distiller = load_distiller(run)
+        distiller, seconds = _load(run, None, None)
         log.info("resumed after step %d", distiller.step_count)
     distiller = distiller or Distiller(run.config)
     with progress(console, TextColumn("{task.fields[figures]}")) as bars:
