@@ -24,8 +24,8 @@ def main() -> None:
             raise
         _fail(
             "out of memory: lower guidance.chunk (draws a teacher call; of distill matching.chunk), guidance.renders, "
-            "renderer.samples or the cameras' size, or use teacher.dtype=float16; with measure, fewer --renders and --resamples; a run goes on "
-            "from its last checkpoint with --resume"
+            "renderer.samples or the cameras' size, or use teacher.dtype=float16; with measure, fewer --renders and "
+            "--resamples; a run goes on from its last checkpoint with --resume"
         )
 
 
