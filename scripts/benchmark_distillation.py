@@ -3,12 +3,13 @@
     python scripts/benchmark_distillation.py variance outputs/distill/one-step-1 --step 200 --outputs 96
     python scripts/benchmark_distillation.py quality distill --seconds 120 --seeds 3 --resamples 1 8
     python scripts/benchmark_distillation.py teacher distill
+    python scripts/benchmark_distillation.py run outputs/distill/one-step-1
     python scripts/benchmark_distillation.py picture outputs/distill/one-step-1 picture.png
 
 `variance`: the trace of the covariance of a step's estimate with R = 8, at a checkpoint of a run: of the teacher's part
 of the score difference, of the difference, and of the generator's parameter gradient, with 95 % intervals over outputs.
 `quality`: trains with each K for the same time on one thread, and examines the generators on the way. `teacher`: the
-same examination of the teacher, in one step and in many. Time is that of the process (`time.process_time`), which on an
+same examination of the teacher, in one step and in many; `run`: of a run. Time is that of the process (`time.process_time`), which on an
 idle machine is the wall-clock's, and which others at work on the machine change least.
 """
 
@@ -197,6 +198,16 @@ def of_teacher(options: argparse.Namespace) -> dict[str, Any]:
     return {"floor": examiner.floor, "rows": rows}
 
 
+def of_run(options: argparse.Namespace) -> dict[str, Any]:
+    """A run's generator, at its last checkpoint or another."""
+    with DistillationRun.open(options.run) as run:
+        distiller = load_distiller(run, options.step)
+    examiner = Examiner(distiller.teacher, camera=distiller.teacher.takes_camera)
+    found = {"step": distiller.step_count, "floor": examiner.floor} | asdict(examiner(sampler_of(distiller)))
+    print(json.dumps(found))
+    return found
+
+
 def picture(options: argparse.Namespace) -> dict[str, Any]:
     """The same prompts and noises by the teacher at once, by the generator, and by the teacher in many steps."""
     import matplotlib
@@ -216,10 +227,10 @@ def picture(options: argparse.Namespace) -> dict[str, Any]:
         "distilled, 1 step": sampler_of(distiller),
         "teacher, 30 steps": in_many(teacher, 30, scale),
     }
-    figure, axes = plt.subplots(1, 3, figsize=(12, 4.3), dpi=100)
+    figure, axes = plt.subplots(1, 3, figsize=(15, 2.9), dpi=80)
     for axis, (title, sampler) in zip(axes, titles.items(), strict=True):
         shown = teacher.decode(sampler(texts, cameras, torch.Generator().manual_seed(options.seed)))
-        axis.imshow(sheet(shown, 6, gap=4).permute(1, 2, 0).numpy())
+        axis.imshow(sheet(shown, 8, gap=4).permute(1, 2, 0).numpy())
         axis.set_title(title)
         axis.axis("off")
     figure.tight_layout()
@@ -253,6 +264,10 @@ def main() -> None:
     of.add_argument("--seeds", type=int, default=3)
     of.add_argument("--resamples", type=int, nargs="+", default=[1, 8])
     of.set_defaults(measure=quality)
+    of = verbs.add_parser("run")
+    of.add_argument("run", type=Path)
+    of.add_argument("--step", type=int)
+    of.set_defaults(measure=of_run)
     of = verbs.add_parser("picture")
     of.add_argument("run", type=Path)
     of.add_argument("output", type=Path)

@@ -68,21 +68,24 @@ class Examiner:
     def __call__(self, sampler: Sampler, seed: int = 0) -> Quality:
         """Examine a generator."""
         rng = torch.Generator().manual_seed(seed)
-        cameras, right, errors = self._told.cameras, 0, []
-        for thing in assorted():
-            shown = self.teacher.decode(sampler([thing.caption] * len(cameras), cameras, rng))
-            if self.camera:
-                found = self._told.nearest(shown)
-                errors.append(self._told.errors(shown).amin(0))
-            else:
-                found, error = self._all.nearest_anywhere(shown)
-                errors.append(error)
-            right += sum(one == thing for one in found)
+        cameras, asked = self._told.cameras, [thing for thing in assorted() for _ in self._told.cameras.azimuth]
+        shown = torch.cat(
+            [
+                self.teacher.decode(sampler([thing.caption] * len(cameras), cameras, rng))
+                for thing in asked[:: len(cameras)]
+            ]
+        )
+        if self.camera:
+            each = [self._told.errors(four) for four in shown.split(len(cameras))]
+            found = [ALL_THINGS[i] for four in each for i in four.argmin(0).tolist()]
+            errors = torch.cat([four.amin(0) for four in each])
+        else:
+            found, errors = self._all.nearest_anywhere(shown)
+        right = sum(one == thing for one, thing in zip(found, asked, strict=True))
         parts = torch.arange(len(self._things)).split(32)
         drawn = [sampler([self._things[i].caption for i in part.tolist()], self._cameras[part], rng) for part in parts]
-        psnr = -10 * torch.cat(errors).mean().log10().item()
-        count = len(assorted()) * len(cameras)
-        return Quality(right / count, psnr, frechet_distance(features(torch.cat(drawn)), self._true))
+        psnr = -10 * errors.mean().log10().item()
+        return Quality(right / len(asked), psnr, frechet_distance(features(torch.cat(drawn)), self._true))
 
     @torch.no_grad()
     def _draw(self, rng: torch.Generator) -> tuple[Cameras, Tensor]:
