@@ -9,8 +9,9 @@
 `variance`: the trace of the covariance of a step's estimate with R = 8, at a checkpoint of a run: of the teacher's part
 of the score difference, of the difference, and of the generator's parameter gradient, with 95 % intervals over outputs.
 `quality`: trains with each K for the same time on one thread, and examines the generators on the way. `teacher`: the
-same examination of the teacher, in one step and in many; `run`: of a run. Time is that of the process (`time.process_time`), which on an
-idle machine is the wall-clock's, and which others at work on the machine change least.
+same examination of the teacher, in one step and in many; `run`: of a run. Time is that of the process
+(`time.process_time`), which on an idle machine is the wall-clock's, and which others at work on the machine change
+least.
 """
 
 from __future__ import annotations
@@ -187,7 +188,7 @@ def of_teacher(options: argparse.Namespace) -> dict[str, Any]:
     print(f"Fréchet distance of true pictures to true pictures: {examiner.floor:.3f}\n")
     print("| teacher | guidance | retrieval, % | PSNR, dB | Fréchet distance |\n|---|---|---|---|---|")
     rows = []
-    for steps in (1, options.steps):
+    for steps in dict.fromkeys((1, options.steps)):
         for scale in options.scales:
             sampler = in_one(teacher, distiller.timestep, scale) if steps == 1 else in_many(teacher, steps, scale)
             with distiller.arithmetic():
