@@ -308,6 +308,7 @@ MISTAKES = [
     (["distill", "cameras.azimuth=[10, 0]"], "cameras.azimuth"),
     (["distill", "teacher.type=exact"], "teacher.type"),
     (["distill", "views.perp_neg=true"], "views.perp_neg"),
+    (["distill", "cameras.order=sequence"], "cameras.order"),
     (["distill", "prompts=/nowhere.txt"], "cannot read prompts=/nowhere.txt"),
     (["distill", "--resume", "nowhere"], "no run nowhere"),
     (["sample", ".", "a red chair"], "is no distilled generator"),

@@ -70,7 +70,7 @@ class DistillConfig:
     output_dir: str = "outputs"  # runs go to <output_dir>/<config name>/<name>-<n>
     force: bool = False  # go on with prompts that the built-in teacher does not know
     teacher: Any = field(default_factory=schema.DiffusersTeacher)
-    cameras: schema.Cameras = field(default_factory=schema.Cameras)
+    cameras: schema.Cameras = field(default_factory=lambda: schema.Cameras(order="independent"))
     views: schema.Views = field(default_factory=schema.Views)
     matching: Matching = field(default_factory=Matching)
     generator: Generator = field(default_factory=Generator)
@@ -96,6 +96,8 @@ class DistillConfig:
         yield from rules_of_generation(self.shared())
         kind = self.teacher.type
         yield "teacher.type", kind, kind == "diffusers", "diffusers (a network to start from)"
+        order = self.cameras.order
+        yield "cameras.order", order, order == "independent", "independent (every update draws its own)"
         yield "views.perp_neg", self.views.perp_neg, not self.views.perp_neg, "false"
         yield "name", self.name, bool(self.name.strip()), "the name of a folder"
         yield "prompts", self.prompts, bool(self.prompts.strip()), "a file of prompts, or builtin"
