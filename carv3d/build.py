@@ -46,7 +46,12 @@ def teacher(config: schema.Config, device: torch.device) -> Teacher:
     section = config.teacher
     if isinstance(section, schema.ExactTeacher):
         return ExactTeacher(**_fields(section), device=device)
-    arguments = _fields(section) | {"dtype": getattr(torch, section.dtype)}
+    return diffusers_teacher(config, device)
+
+
+def diffusers_teacher(config: schema.Config, device: torch.device) -> DiffusersTeacher:
+    """The same, where the config is known to have a pipeline."""
+    arguments = _fields(config.teacher) | {"dtype": getattr(torch, config.teacher.dtype)}
     return DiffusersTeacher(**arguments, views=ViewPrompts(**asdict(config.views)), force=config.force, device=device)
 
 

@@ -4,8 +4,6 @@ from __future__ import annotations
 
 import logging
 import os
-import signal
-import threading
 import time
 from dataclasses import dataclass
 from typing import Any
@@ -15,11 +13,11 @@ from rich.console import Console
 from rich.progress import Progress, TextColumn
 
 from carv3d import build, results
-from carv3d.config import Config
+from carv3d.config import Config, DistillConfig
 from carv3d.errors import UserError
 from carv3d.progress import progress
 from carv3d.renderers import Renderer
-from carv3d.runs import Checkpoint, Run
+from carv3d.runs import Checkpoint, Interruption, Run
 from carv3d.scenes import Scene
 from carv3d.teachers import Teacher
 from carv3d.training import StepLog, Trainer, check_logs
@@ -35,7 +33,7 @@ def cores() -> int:
     return len(os.sched_getaffinity(0)) if hasattr(os, "sched_getaffinity") else os.cpu_count() or 1
 
 
-def set_threads(config: Config) -> None:
+def set_threads(config: Config | DistillConfig) -> None:
     """Torch's CPU threads: as the config says, or one a core."""
     torch.set_num_threads(config.threads or cores())
 
@@ -149,7 +147,7 @@ class _Loop:
         section, trainer = self.config.training, self.trainer
         saved = trainer.step_count if self.run.checkpoints.paths() else -1
         started = time.perf_counter()
-        with _Interruption() as interruption:
+        with Interruption() as interruption:
             while trainer.step_count < section.steps:
                 self.pending.append(trainer.step())
                 step = trainer.step_count
@@ -217,29 +215,6 @@ def _make_results(run: Run, trainer: Trainer, progress: Progress) -> None:
         task = progress.add_task("mesh", total=1, figures="")
         mesh, _ = results.export(scene, config.mesh, run.mesh)
         progress.update(task, completed=1, figures=f"{len(mesh.faces)} faces" if mesh else "")
-
-
-class _Interruption:
-    """Ctrl-C or SIGTERM lets the step in hand finish, so that what is saved is whole; a second one does not wait."""
-
-    def __init__(self) -> None:
-        self.asked = False
-        self._before: dict[int, Any] = {}
-
-    def __enter__(self) -> _Interruption:
-        if threading.current_thread() is threading.main_thread():  # only there can signals be handled
-            for number in (signal.SIGINT, signal.SIGTERM):
-                self._before[number] = signal.signal(number, self._ask)
-        return self
-
-    def __exit__(self, *_: object) -> None:
-        for number, handler in self._before.items():
-            signal.signal(number, handler)
-
-    def _ask(self, *_: object) -> None:
-        if self.asked:
-            raise KeyboardInterrupt
-        self.asked = True
 
 
 def _every(interval: int, step: int) -> bool:

@@ -26,7 +26,7 @@ from carv3d.attribution.builtin_world import BuiltinWorld
 from carv3d.attribution.pictures import Pictures
 from carv3d.attribution.samples import sample_pictures
 from carv3d.attribution.signatures import Signer
-from carv3d.config import Attribution
+from carv3d.config import AttributeConfig
 from carv3d.reports import png, subplots
 from carv3d.shapes import COLOURS, SHAPES, Thing
 from carv3d.teachers import DiffusersTeacher
@@ -73,7 +73,7 @@ def main() -> None:
     parser.add_argument("--queries", type=int, default=4)
     parser.add_argument("--budgets", type=int, nargs="+", default=list(SETS))
     parser.add_argument("--reference", type=int, default=512, help="draws of the answer that others are held against")
-    parser.add_argument("--layers", default=Attribution().layers)
+    parser.add_argument("--layers", default=AttributeConfig().layers)
     parser.add_argument("--json", type=Path)
     parser.add_argument("--plot", type=Path)
     options = parser.parse_args()
@@ -81,7 +81,7 @@ def main() -> None:
     started = time.perf_counter()
     teacher = DiffusersTeacher()
     gradients = RowGradients(teacher.family.network, options.layers)
-    projection = Projection(gradients.sizes, Attribution().projection.dimension, 0)
+    projection = Projection(gradients.sizes, AttributeConfig().projection.dimension, 0)
     items = BuiltinWorld(options.items, seed=5)
     shapes = list(SHAPES)
     prompts = [Thing(shapes[(5 * i) % 16], list(COLOURS)[(3 * i) % 10]).caption for i in range(options.queries)]

@@ -19,7 +19,7 @@ from torch import Tensor
 from torch.func import functional_call, grad, vmap
 
 from carv3d.attribution import Projection, RowGradients
-from carv3d.config import Attribution
+from carv3d.config import AttributeConfig
 from carv3d.teachers import DiffusersTeacher
 
 DIMENSION = 512
@@ -40,8 +40,8 @@ def best(ways: dict[str, Callable[[], object]], rows: int, repeats: int) -> None
 def main() -> None:
     """Time gradients, then projections."""
     parser = argparse.ArgumentParser(description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter)
-    parser.add_argument("--layers", default=Attribution().layers)
-    parser.add_argument("--rows", type=int, default=Attribution().rows)
+    parser.add_argument("--layers", default=AttributeConfig().layers)
+    parser.add_argument("--rows", type=int, default=AttributeConfig().rows)
     parser.add_argument("--repeats", type=int, default=3)
     options = parser.parse_args()
     torch.set_num_threads(1)

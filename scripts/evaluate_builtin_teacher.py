@@ -17,7 +17,7 @@ import torch
 
 from carv3d.cameras import Cameras
 from carv3d.images import sheet, write_png
-from carv3d.shapes import ALL_THINGS, COLOURS, SHAPES, Thing, colourise, palette, shade_maps
+from carv3d.shapes import ALL_THINGS, Gallery, assorted
 from carv3d.teachers import DiffusersTeacher
 from carv3d.teachers.ddim import ddim_sample
 
@@ -37,18 +37,14 @@ def main() -> None:
     torch.set_num_threads(options.threads)
     teacher = DiffusersTeacher(options.teacher)
     cameras = Cameras.look_at_origin(torch.tensor(AZIMUTHS), torch.tensor(ELEVATIONS))
-    maps = {shape: shade_maps(shape, cameras) for shape in SHAPES}
-    truths = torch.stack([colourise(maps[thing.shape], palette(thing.colour)) for thing in ALL_THINGS])
-
-    colours = list(COLOURS)
-    things = [Thing(s, colours[(3 * i + 4 * j) % len(colours)]) for i, s in enumerate(SHAPES) for j in range(3)]
+    gallery, things = Gallery(cameras), assorted()
     rng = torch.Generator().manual_seed(0)
     right, mse, rows, missed = 0, 0.0, [], []
     for thing in things:
         condition = teacher.condition(thing.caption, cameras)
         shape = (len(cameras), *teacher.latent_shape)
         pictures = teacher.decode(ddim_sample(teacher, condition, shape, rng, scale=options.scale, steps=options.steps))
-        errors = (truths - pictures).square().mean((2, 3, 4))  # (things, cameras)
+        errors = gallery.errors(pictures)
         nearest = errors.argmin(0)
         found = [ALL_THINGS[i] for i in nearest.tolist()]
         right += sum(f == thing for f in found)
@@ -56,7 +52,7 @@ def main() -> None:
         mse += errors[ALL_THINGS.index(thing)].mean().item() / len(things)
         rows.append(pictures)
     total = len(things) * len(cameras)
-    y = truths[::7].flatten(0, 1)
+    y = torch.cat([gallery.truth(thing) for thing in ALL_THINGS[::7]])
     reconstructed = teacher.decode(teacher.encode(y))
     figures = {
         "retrieval": right / total,

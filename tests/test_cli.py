@@ -252,7 +252,7 @@ def test_config_lists_every_key(capsys: pytest.CaptureFixture[str]) -> None:
     assert code == 0 and "resamples: 7" in out
 
 
-@pytest.mark.parametrize("verb", ["generate", "render", "export", "evaluate", "config", "doctor"])
+@pytest.mark.parametrize("verb", ["generate", "render", "export", "evaluate", "distill", "sample", "config", "doctor"])
 def test_help_has_an_example(verb: str, capsys: pytest.CaptureFixture[str]) -> None:
     """Every verb shows how it is used."""
     code, out, _ = carv3d(verb, "--help", capsys=capsys)

@@ -25,7 +25,7 @@ from carv3d.attribution.projection import Projection
 from carv3d.attribution.samples import sample_pictures
 from carv3d.attribution.scores import Floats, ends, scores, share_of_class
 from carv3d.attribution.signatures import Signer
-from carv3d.config import Attribution, Config
+from carv3d.config import AttributeConfig, Config
 from carv3d.config.schema import DiffusersTeacher as TeacherSection
 from carv3d.errors import UserError
 from carv3d.generation import set_threads
@@ -72,7 +72,12 @@ class Attributed:
 
 
 def attribute(
-    config: Attribution, prompts: Sequence[str], folder: Path, console: Console, *, device: torch.device | None = None
+    config: AttributeConfig,
+    prompts: Sequence[str],
+    folder: Path,
+    console: Console,
+    *,
+    device: torch.device | None = None,
 ) -> Attributed:
     """Trace queries back to training pictures; leaves `cache/` and `scores.npz` in the folder.
 
@@ -136,14 +141,14 @@ def attribute(
         gradients.close()
 
 
-def open_pictures(config: Attribution, teacher: DiffusersTeacher) -> Pictures:
+def open_pictures(config: AttributeConfig, teacher: DiffusersTeacher) -> Pictures:
     """The training pictures that the config names."""
     if config.data.path == "builtin":
         return BuiltinWorld(config.data.items, config.data.seed)
     return ImageFolder(config.data.path, teacher.image_size, config.data.items)
 
 
-def make_signer(config: Attribution, teacher: DiffusersTeacher, gradients: RowGradients) -> Signer:
+def make_signer(config: AttributeConfig, teacher: DiffusersTeacher, gradients: RowGradients) -> Signer:
     """The shared draws and the projection of the config."""
     section = config.draws
     draws = Draws.of(
@@ -186,7 +191,7 @@ def write_scores(path: Path, found: Floats, names: dict[str, Sequence[str]]) -> 
     replace_file(path, stream.getvalue())
 
 
-def _base(config: Attribution) -> Config:
+def _base(config: AttributeConfig) -> Config:
     """What `build` asks of a config."""
     return Config(device=config.device, threads=config.threads, force=config.force, teacher=config.teacher)
 
@@ -196,7 +201,7 @@ def _batch(signer: Signer) -> int:
     return max(1, 8 * signer.rows // len(signer.draws))
 
 
-def _sampled(config: Attribution, teacher: DiffusersTeacher, prompts: Sequence[str], console: Console) -> Pictures:
+def _sampled(config: AttributeConfig, teacher: DiffusersTeacher, prompts: Sequence[str], console: Console) -> Pictures:
     section = config.queries
     with console.status(f"sampling {len(prompts) * section.count} queries"):
         return sample_pictures(
@@ -204,7 +209,7 @@ def _sampled(config: Attribution, teacher: DiffusersTeacher, prompts: Sequence[s
         )
 
 
-def _recipe(config: Attribution, teacher: DiffusersTeacher, signer: Signer, items: Pictures) -> dict[str, Any]:
+def _recipe(config: AttributeConfig, teacher: DiffusersTeacher, signer: Signer, items: Pictures) -> dict[str, Any]:
     """All that signatures depend on, from what a user changes most often to what changes by itself."""
     section: TeacherSection = config.teacher
     return {

@@ -7,7 +7,7 @@ from typing import NoReturn
 
 # The order is that of `carv3d --help`.
 # ruff: noqa: I001
-from carv3d.cli import generate, results, measure, compare, attribute, about  # noqa: F401
+from carv3d.cli import generate, results, measure, compare, attribute, distill, sample, about  # noqa: F401
 from carv3d.cli.app import app, console
 from carv3d.errors import UserError
 
@@ -23,9 +23,9 @@ def main() -> None:
         if "out of memory" not in str(error) and "can't allocate memory" not in str(error):
             raise
         _fail(
-            "out of memory: lower guidance.chunk (draws a teacher call), guidance.renders, renderer.samples or the "
-            "cameras' size, or use teacher.dtype=float16; with measure, fewer --renders and --resamples; a run goes on "
-            "from its last checkpoint with --resume"
+            "out of memory: lower guidance.chunk (draws a teacher call; of distill matching.chunk), guidance.renders, "
+            "renderer.samples or the cameras' size, or use teacher.dtype=float16; with measure, fewer --renders and "
+            "--resamples; a run goes on from its last checkpoint with --resume"
         )
 
 

@@ -21,7 +21,7 @@ def config(
 
     Example: `carv3d config`, `carv3d config shapes guidance.resamples=8`
     """
-    from carv3d.config import PIPELINES, VALIDATE, describe, find_config, load, to_yaml
+    from carv3d.config import PIPELINES, describe, find_config, load, to_yaml, validate
 
     if of not in PIPELINES:
         raise UserError(f"--of takes {' or '.join(PIPELINES)}, not {of!r}")
@@ -34,7 +34,7 @@ def config(
         if not hasattr(found, "prompt"):
             raise UserError(f"{prompt!r} is no config and no KEY=VALUE")
         found.prompt = prompt
-    VALIDATE[type(found)](found)
+    validate(found)
     print(to_yaml(found), end="")
 
 

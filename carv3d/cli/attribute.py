@@ -33,11 +33,11 @@ def attribute(
     Example: `carv3d attribute "a red chair" "a blue duck"`,
     `carv3d attribute "a red car" teacher.path=PIPELINE data.path=PICTURES layers='up_blocks.*attn2'`
     """
-    from carv3d.config import Attribution, load, to_yaml, validate_attribution
+    from carv3d.config import AttributeConfig, load, to_yaml, validate
 
     own, source, overrides = _sort(words or [])
-    config = load(source, overrides, of=Attribution)
-    validate_attribution(config)
+    config = load(source, overrides, of=AttributeConfig)
+    validate(config)
     if prompts is not None:
         from carv3d.prompt_files import find_prompts, read_prompts
 

@@ -7,7 +7,7 @@ from collections.abc import Iterator
 from dataclasses import dataclass, field
 from typing import Any, Literal
 
-from carv3d.config.rules import Rule, at_least, check, finite
+from carv3d.config.rules import Rule, at_least, finite
 from carv3d.config.schema import DiffusersTeacher
 
 
@@ -52,7 +52,7 @@ class Queries:
 
 
 @dataclass
-class Attribution:
+class AttributeConfig:
     """One attribution: training pictures, queries, and how gradients are compared."""
 
     device: str = "auto"  # auto | cpu | cuda | cuda:N
@@ -68,41 +68,37 @@ class Attribution:
     projection: Projection = field(default_factory=Projection)
     queries: Queries = field(default_factory=Queries)
 
-
-def validate_attribution(config: Attribution) -> None:
-    """Check every value's range.
-
-    Raises:
-        UserError: one line that names the first key out of range, its value and what is allowed.
-    """
-    check(_rules(config))
-
-
-def _rules(config: Attribution) -> Iterator[Rule]:
-    yield from finite(config, "")
-    teacher = config.teacher
-    known = isinstance(teacher, DiffusersTeacher)
-    yield "teacher.type", teacher.type, known, "diffusers: the exact teacher has no parameters to take a gradient of"
-    # Squared losses leave the range of half precision, and their gradients vanish below it.
-    yield "teacher.dtype", teacher.dtype, teacher.dtype != "float16", "float32 or bfloat16 for gradients"
-    yield "teacher.compile", teacher.compile, not teacher.compile, "false: gradients are taken layer by layer"
-    mode = teacher.posterior == "mode"
-    yield "teacher.posterior", teacher.posterior, mode, "mode: a picture has one latent here"
-    builtin = config.data.path != "builtin" or teacher.path == "builtin"
-    yield "data.path", config.data.path, builtin, "a folder of pictures, since teacher.path is not builtin"
-    device = re.fullmatch(r"auto|cpu|cuda(:\d+)?", config.device)
-    yield "device", config.device, device is not None, "auto, cpu, cuda or cuda:N"
-    yield "output_dir", config.output_dir, bool(config.output_dir.strip()), "a folder"
-    yield "threads", config.threads, config.threads >= 0, "at least 0"
-    for key in ("rows", "top"):
-        yield key, getattr(config, key), getattr(config, key) >= 1, "at least 1"
-    yield from at_least(config.data, "data", items=0)
-    draws = config.draws
-    yield from at_least(draws, "draws", count=1)
-    inside = 0 <= draws.t_min < draws.t_max <= 1
-    yield "draws.t_min and .t_max", [draws.t_min, draws.t_max], inside, "fractions of the schedule, in order"
-    yield from at_least(config.projection, "projection", dimension=2)
-    yield from at_least(config.queries, "queries", count=1, scale=0, steps=1)
-    for section in ("data", "draws", "projection", "queries"):
-        seed = getattr(config, section).seed
-        yield f"{section}.seed", seed, 0 <= seed < 2**63, "from 0 to 2^63 - 1"
+    def rules(self) -> Iterator[Rule]:
+        """See `carv3d.config.rules`."""
+        yield from finite(self, "")
+        teacher = self.teacher
+        known = isinstance(teacher, DiffusersTeacher)
+        yield (
+            "teacher.type",
+            teacher.type,
+            known,
+            "diffusers: the exact teacher has no parameters to take a gradient of",
+        )
+        # Squared losses leave the range of half precision, and their gradients vanish below it.
+        yield "teacher.dtype", teacher.dtype, teacher.dtype != "float16", "float32 or bfloat16 for gradients"
+        yield "teacher.compile", teacher.compile, not teacher.compile, "false: gradients are taken layer by layer"
+        mode = teacher.posterior == "mode"
+        yield "teacher.posterior", teacher.posterior, mode, "mode: a picture has one latent here"
+        builtin = self.data.path != "builtin" or teacher.path == "builtin"
+        yield "data.path", self.data.path, builtin, "a folder of pictures, since teacher.path is not builtin"
+        device = re.fullmatch(r"auto|cpu|cuda(:\d+)?", self.device)
+        yield "device", self.device, device is not None, "auto, cpu, cuda or cuda:N"
+        yield "output_dir", self.output_dir, bool(self.output_dir.strip()), "a folder"
+        yield "threads", self.threads, self.threads >= 0, "at least 0"
+        for key in ("rows", "top"):
+            yield key, getattr(self, key), getattr(self, key) >= 1, "at least 1"
+        yield from at_least(self.data, "data", items=0)
+        draws = self.draws
+        yield from at_least(draws, "draws", count=1)
+        inside = 0 <= draws.t_min < draws.t_max <= 1
+        yield "draws.t_min and .t_max", [draws.t_min, draws.t_max], inside, "fractions of the schedule, in order"
+        yield from at_least(self.projection, "projection", dimension=2)
+        yield from at_least(self.queries, "queries", count=1, scale=0, steps=1)
+        for section in ("data", "draws", "projection", "queries"):
+            seed = getattr(self, section).seed
+            yield f"{section}.seed", seed, 0 <= seed < 2**63, "from 0 to 2^63 - 1"

@@ -18,13 +18,13 @@ SPLAT_FORMAT = "splat"
 """Of Gaussians, in `mesh.formats`."""
 
 
-def validate(config: schema.Config) -> None:
-    """Check every value's range.
+def validate(config: Any) -> None:
+    """Check every value's range; a config of another pipeline than text to 3-D brings its own `rules`.
 
     Raises:
         UserError: one line that names the first key out of range, its value and what is allowed.
     """
-    check(_rules(config))
+    check(config.rules() if hasattr(config, "rules") else rules(config))
 
 
 def require_prompt(config: schema.Config) -> str:
@@ -38,7 +38,8 @@ def require_prompt(config: schema.Config) -> str:
     return config.prompt
 
 
-def _rules(config: schema.Config) -> Iterator[Rule]:
+def rules(config: schema.Config) -> Iterator[Rule]:
+    """Of text to 3-D."""
     yield from finite(config, "")
     yield from _top(config)
     yield from _scene(config.scene)

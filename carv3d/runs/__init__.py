@@ -9,15 +9,18 @@ from carv3d.runs.checkpoints import (
     restore_generators,
 )
 from carv3d.runs.environment import environment
+from carv3d.runs.interruption import Interruption
 from carv3d.runs.metrics import MetricsLog, read_metrics
-from carv3d.runs.run import Run, slug
+from carv3d.runs.run import Run, RunFolder, slug
 from carv3d.runs.storage import disk_errors, replace_file
 
 __all__ = [
     "Checkpoint",
     "Checkpoints",
+    "Interruption",
     "MetricsLog",
     "Run",
+    "RunFolder",
     "disk_errors",
     "environment",
     "generator_tensors",

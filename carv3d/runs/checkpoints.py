@@ -1,8 +1,8 @@
 """Checkpoints that survive a kill at any moment, and tell when they have been damaged.
 
-One checkpoint is a folder `step_001000` with `scene.safetensors` (all that is needed to render), and
+One checkpoint is a folder `step_001000` with `scene.safetensors` (what is trained: all that is needed to render), and
 `state.safetensors` and `state.json` (all that is needed to go on). `state.json` holds the SHA-256 of the
-other two.
+other two. Pipelines that train something else than a scene name the first file after that.
 """
 
 from __future__ import annotations
@@ -38,7 +38,7 @@ class Checkpoint:
     """What was saved after a step."""
 
     step: int
-    scene: dict[str, Tensor]  # on the CPU
+    scene: dict[str, Tensor]  # what is trained, on the CPU
     state: dict[str, Tensor]  # on the CPU
     info: dict[str, Any]
     path: Path
@@ -59,8 +59,8 @@ class Checkpoints:
     Only the process that holds the run's lock may call `save` and `clean`.
     """
 
-    def __init__(self, folder: Path) -> None:
-        self.folder = folder
+    def __init__(self, folder: Path, trained: str = "scene") -> None:
+        self.folder, self.trained = folder, trained
 
     def paths(self) -> dict[int, Path]:
         """The folder of every step's checkpoint, oldest first; complete, though not checked for damage."""
@@ -97,7 +97,7 @@ class Checkpoints:
             UserError: the disk is full, or may not be written to.
         """
         path = self.folder / f"step_{step:06d}"
-        files = {"scene.safetensors": _to_bytes(scene), "state.safetensors": _to_bytes(state)}
+        files = {f"{self.trained}.safetensors": _to_bytes(scene), "state.safetensors": _to_bytes(state)}
         sums = {name: hashlib.sha256(data).hexdigest() for name, data in files.items()}
         meta = {"step": step, "sha256": sums, "info": dict(info)}
         with disk_errors(path):
@@ -138,7 +138,7 @@ class Checkpoints:
         damage: dict[int, str] = {}
         for candidate in [step] if step is not None else reversed(paths):
             try:
-                checkpoint = _read(paths[candidate], candidate)
+                checkpoint = _read(paths[candidate], candidate, self.trained)
             except _DamageError as error:
                 damage[candidate] = str(error)
                 continue
@@ -148,7 +148,7 @@ class Checkpoints:
         if self.paths() != paths:
             return self.load(step)  # the run is going on, and has put newer ones in their place
         newest = next(iter(damage))
-        whole = [other for other in paths if other not in damage and _is_whole(paths[other], other)]
+        whole = [other for other in paths if other not in damage and _is_whole(paths[other], other, self.trained)]
         advice = f"use the one of step {whole[-1]}" if whole else "no other one is whole; start the run anew"
         raise UserError(f"checkpoint {paths[newest]} is damaged: {damage[newest]}; {advice}")
 
@@ -190,18 +190,18 @@ def _to_bytes(tensors: Mapping[str, Tensor]) -> bytes:
     return bytes_from_tensors({k: t.detach().to("cpu", copy=True).contiguous() for k, t in tensors.items()})
 
 
-def _read(path: Path, step: int) -> Checkpoint:
+def _read(path: Path, step: int, trained: str) -> Checkpoint:
     try:
         meta = json.loads((path / "state.json").read_bytes())
         tensors = {}
-        for name in ("scene", "state"):
+        for name in (trained, "state"):
             data = (path / f"{name}.safetensors").read_bytes()
             if hashlib.sha256(data).hexdigest() != meta["sha256"][f"{name}.safetensors"]:
                 raise _DamageError(f"{name}.safetensors has changed since it was written")
             tensors[name] = tensors_from_bytes(data)
         if meta["step"] != step:
             raise _DamageError(f"it is of step {meta['step']}")
-        return Checkpoint(step, tensors["scene"], tensors["state"], meta["info"], path)
+        return Checkpoint(step, tensors[trained], tensors["state"], meta["info"], path)
     except FileNotFoundError as error:
         for other in path.glob("*"):
             refuse_pickle(other)
@@ -214,9 +214,9 @@ def _read(path: Path, step: int) -> Checkpoint:
         raise _DamageError((error.strerror or str(error)).lower()) from error
 
 
-def _is_whole(path: Path, step: int) -> bool:
+def _is_whole(path: Path, step: int, trained: str) -> bool:
     try:
-        _read(path, step)
+        _read(path, step, trained)
     except (_DamageError, UserError):
         return False
     return True

@@ -4,6 +4,8 @@ outputs/<config>/<prompt>-<n>/
   config.yaml  environment.json  metrics.jsonl  log.txt  tensorboard/
   checkpoints/step_001000/{scene.safetensors, state.safetensors, state.json}
   previews/  mesh/  turntable.mp4
+
+`RunFolder` is what the runs of every pipeline have in common; `Run` is a run of text to 3-D.
 """
 
 from __future__ import annotations
@@ -20,7 +22,7 @@ import unicodedata
 from collections.abc import Mapping, Sequence
 from functools import cached_property
 from pathlib import Path
-from typing import IO, Any
+from typing import IO, TYPE_CHECKING, Any, ClassVar, Generic, TypeVar
 
 import torch
 from torch import Tensor
@@ -32,18 +34,32 @@ from carv3d.runs.environment import environment
 from carv3d.runs.metrics import MetricsLog
 from carv3d.runs.storage import disk_errors, replace_file
 
+if TYPE_CHECKING:
+    from typing_extensions import Self
+
+_C = TypeVar("_C")
+
 _SLUG_LENGTH = 48  # characters; four bytes each at most, which a file name of 255 bytes holds
 
 
-class Run:
-    """A run folder. Make one with `create` or `open`; close it, or use it in a `with`.
+class RunFolder(Generic[_C]):
+    """A run's folder. Make one with `create` or `open`; close it, or use it in a `with`.
 
     One process at a time may write to a run: it holds a lock, which the system releases however it ends.
+
+    Attributes:
+        kind: the dataclass of its config.
+        verb: of the command line, that makes such runs.
+        trained: what checkpoints call the tensors that are trained.
     """
+
+    kind: ClassVar[type[Any]]
+    verb: ClassVar[str]
+    trained: ClassVar[str]
 
     def __init__(self, path: Path) -> None:
         self.path = path
-        self.checkpoints = Checkpoints(path / "checkpoints")
+        self.checkpoints = Checkpoints(path / "checkpoints", self.trained)
         self._lock: IO[str] | None = None
         self._log: _LogFile | None = None
         self._metrics: MetricsLog | None = None
@@ -51,27 +67,28 @@ class Run:
     @classmethod
     def create(
         cls,
-        config: Config,
+        config: _C,
         config_name: str,
         command: str | Sequence[str],
         *,
         folder: Path | str | None = None,
         device: torch.device | None = None,
-    ) -> Run:
+    ) -> Self:
         """Make a run's folder and take its lock.
 
         Args:
             config: written to `config.yaml`.
             config_name: first part of the path, such as "shapes".
             command: the command line, for `environment.json`.
-            folder: the run's folder; default: `<output_dir>/<config_name>/<prompt>-<n>` with the next free n.
+            folder: the run's folder; default: `<output_dir>/<config_name>/<name>-<n>` with the next free n.
             device: whose name goes into `environment.json`.
 
         Raises:
             UserError: `folder` exists and is not empty, or the disk may not be written to or is full.
         """
         if folder is None:
-            path = _next_free(Path(config.output_dir).expanduser() / slug(config_name), slug(config.prompt))
+            section: Any = config
+            path = _next_free(Path(section.output_dir).expanduser() / slug(config_name), slug(cls.name_of(config)))
         else:
             path = Path(folder).expanduser()
             with disk_errors(path):
@@ -97,7 +114,7 @@ class Run:
         return run
 
     @classmethod
-    def open(cls, path: Path | str, *, write: bool = False) -> Run:
+    def open(cls, path: Path | str, *, write: bool = False) -> Self:
         """An existing run, to read from, or with `write` to go on with it.
 
         Raises:
@@ -109,7 +126,7 @@ class Run:
             raise UserError(f"no run {path}: it is {'a file' if path.exists() else 'not there'}")
         if not cls._is_run(path):
             parent = next((p for p in path.resolve().parents if cls._is_run(p)), None)
-            hint = f"give its run, {parent}" if parent else "give a folder that `carv3d generate` made"
+            hint = f"give its run, {parent}" if parent else f"give a folder that `carv3d {cls.verb}` made"
             raise UserError(f"{path} is not a run; {hint}")
         run = cls(path)
         if write:
@@ -128,25 +145,21 @@ class Run:
     def _is_run(path: Path) -> bool:
         return all((path / name).is_file() for name in ("config.yaml", "environment.json"))
 
+    @classmethod
+    def name_of(cls, config: _C) -> str:
+        """What a run's folder is named after."""
+        raise NotImplementedError
+
     @cached_property
-    def config(self) -> Config:
+    def config(self) -> _C:
         """The config as it was run."""
-        return load(self.path / "config.yaml")
+        found: _C = load(self.path / "config.yaml", of=self.kind)
+        return found
 
     @property
     def previews(self) -> Path:
         """Folder of the pictures made on the way."""
         return self.path / "previews"
-
-    @property
-    def mesh(self) -> Path:
-        """Folder of the exported mesh."""
-        return self.path / "mesh"
-
-    @property
-    def turntable(self) -> Path:
-        """The video."""
-        return self.path / "turntable.mp4"
 
     @property
     def metrics_path(self) -> Path:
@@ -158,7 +171,7 @@ class Run:
         """What the run was made with."""
         return dict(json.loads((self.path / "environment.json").read_text(encoding="utf-8")))
 
-    def save_config(self, config: Config) -> None:
+    def save_config(self, config: _C) -> None:
         """Write `config.yaml`, for instance when a resumed run has been given more steps."""
         replace_file(self.path / "config.yaml", to_yaml(config).encode())
         self.__dict__.pop("config", None)
@@ -167,7 +180,8 @@ class Run:
         self, step: int, scene: Mapping[str, Tensor], state: Mapping[str, Tensor], info: Mapping[str, Any]
     ) -> Path:
         """See `Checkpoints.save`; keeps `training.keep_checkpoints` of them."""
-        keep = self.config.training.keep_checkpoints
+        config: Any = self.config
+        keep = config.training.keep_checkpoints
         return self.checkpoints.save(step, scene, state, info, keep=keep)
 
     def load_checkpoint(self, step: int | None = None) -> Checkpoint:
@@ -196,7 +210,7 @@ class Run:
             if lock is not None:
                 lock.close()
 
-    def __enter__(self) -> Run:
+    def __enter__(self) -> Self:
         return self
 
     def __exit__(self, *_: object) -> None:
@@ -224,6 +238,29 @@ class Run:
         logger = logging.getLogger("carv3d")
         logger.addHandler(self._log)
         logger.setLevel(logging.INFO)
+
+
+class Run(RunFolder[Config]):
+    """A run of text to 3-D."""
+
+    kind = Config
+    verb = "generate"
+    trained = "scene"
+
+    @classmethod
+    def name_of(cls, config: Config) -> str:
+        """The prompt."""
+        return config.prompt
+
+    @property
+    def mesh(self) -> Path:
+        """Folder of the exported mesh."""
+        return self.path / "mesh"
+
+    @property
+    def turntable(self) -> Path:
+        """The video."""
+        return self.path / "turntable.mp4"
 
 
 class _LogFile(logging.FileHandler):

@@ -25,6 +25,8 @@ from carv3d.teachers.weights import Weights, find
 
 log = logging.getLogger(__name__)
 
+_TEXTS = 64  # encoded together, at most
+
 
 @dataclass(frozen=True)
 class TextCondition:
@@ -140,10 +142,7 @@ class DiffusersTeacher:
 
     def condition(self, prompt: str, cameras: Cameras, negative: str = "") -> TextCondition:
         """Text (with view words) and camera of each view. Texts are encoded once."""
-        if self.builtin and not self.force:
-            parse(prompt)
-        texts = [*(with_views(prompt) if self.view_words else [prompt]), negative]
-        words = self._words(texts)
+        words = self._words([*self._texts(prompt), negative])
         if self.view_words:
             cond, negatives, weights = self.views.shares(cameras.azimuth, cameras.elevation)
         else:
@@ -172,6 +171,22 @@ class DiffusersTeacher:
         negatives = cond.new_zeros(len(captions), 0, len(texts))
         told = camera.to(self.device) if camera is not None and self.takes_camera else None
         return TextCondition(self._words(texts), uncond, cond, negatives, negatives[..., 0], told)
+
+    def prepare(self, prompts: Sequence[str], negative: str = "") -> None:
+        """Encode the texts of many prompts, which `condition` then only looks up, many at a time."""
+        texts = [*dict.fromkeys(text for prompt in prompts for text in self._texts(prompt)), negative]
+        for first in range(0, len(texts), _TEXTS):
+            self._words(texts[first : first + _TEXTS])
+
+    def _texts(self, prompt: str) -> list[str]:
+        """What is encoded of a prompt.
+
+        Raises:
+            UserError: words that the built-in teacher does not know.
+        """
+        if self.builtin and not self.force:
+            parse(prompt)
+        return with_views(prompt) if self.view_words else [prompt]
 
     @torch.no_grad()
     def residual(self, z: Tensor, t: Tensor, eps: Tensor, condition: TextCondition, scale: float) -> Tensor:

@@ -1,0 +1,85 @@
+"""`carv3d distill`."""
+
+from __future__ import annotations
+
+import json
+import shlex
+import sys
+from pathlib import Path
+from typing import TYPE_CHECKING, Annotated
+
+import typer
+
+from carv3d.cli.app import AsJson, app, console, sort_words
+from carv3d.errors import UserError
+
+if TYPE_CHECKING:
+    from carv3d.distillation import DistillationRun, Distiller
+
+
+@app.command()
+def distill(
+    words: Annotated[list[str] | None, typer.Argument(metavar="[CONFIG] [KEY=VALUE]...", show_default=False)] = None,
+    output: Annotated[Path | None, typer.Option(help="The run's folder; default: a new one in output_dir.")] = None,
+    resume: Annotated[Path | None, typer.Option(metavar="RUN", help="Go on with a run that was stopped.")] = None,
+    as_json: AsJson = False,
+) -> None:
+    """Make a one-step generator of a teacher, by distribution matching (DMD2).
+
+    Leaves a diffusers pipeline whose U-Net makes a picture in one call; `carv3d sample` uses it.
+
+    Example: `carv3d distill`, `carv3d distill distill-cameras matching.resamples=4`,
+    `carv3d distill --resume outputs/distill/one-step-1`
+    """
+    from carv3d.config import DistillConfig, find_config, load, validate
+
+    name, prompt, overrides = sort_words(words or [])
+    if prompt is not None:
+        if " " not in prompt:
+            find_config(prompt)  # says which names there are
+        raise UserError(f"what is {prompt!r}? prompts come from a file: prompts=FILE, one a line")
+    if resume:
+        if name or output:
+            raise UserError("--resume goes on with the run's own config: it takes KEY=VALUE and nothing else")
+        from carv3d.distillation import DistillationRun
+
+        with DistillationRun.open(resume, write=True) as run:
+            config = load(run.path / "config.yaml", overrides, of=DistillConfig)
+            validate(config)
+            if overrides:
+                run.save_config(config)
+            _finish(run, None, as_json=as_json)
+        return
+    source = find_config(name or "distill")
+    config = load(source, overrides, of=DistillConfig)
+    validate(config)
+    from carv3d import build
+    from carv3d.distillation import DistillationRun, Distiller
+    from carv3d.generation import cores
+
+    device = build.device(config.shared())
+    # As found, not as asked for: a run that goes on elsewhere keeps its device and its order of sums.
+    config.device, config.threads = str(device), config.threads or cores()
+    distiller = Distiller(config)  # before the folder is made: nothing is left of a mistake
+    with DistillationRun.create(config, source.stem, shlex.join(sys.argv), folder=output, device=device) as run:
+        _finish(run, distiller, as_json=as_json)
+
+
+def _finish(run: DistillationRun, distiller: Distiller | None, *, as_json: bool) -> None:
+    """Train to the end, write the pipeline, say where it is."""
+    from carv3d.distillation import distil
+    from carv3d.runs import read_metrics
+
+    console.print(f"{run.config.name} → {run.path}", markup=False, highlight=False, soft_wrap=True)
+    try:
+        distil(run, resume=distiller is None, console=console, distiller=distiller)
+    except KeyboardInterrupt:
+        command = f"carv3d distill --resume {shlex.quote(str(run.path))}"
+        console.print(f"stopped and saved; go on with: {command}", markup=False, highlight=False, soft_wrap=True)
+        raise typer.Exit(130) from None
+    if as_json:
+        last = read_metrics(run.metrics_path)[-1]
+        print(json.dumps({"run": str(run.path), "pipeline": str(run.pipeline)} | last))
+        return
+    for path in (run.samples, run.pipeline):
+        console.print(f"  {path}", markup=False, highlight=False, soft_wrap=True)

@@ -1,0 +1,30 @@
+"""Ctrl-C that leaves a run whole."""
+
+from __future__ import annotations
+
+import signal
+import threading
+from typing import Any
+
+
+class Interruption:
+    """Ctrl-C or SIGTERM lets the step in hand finish, so that what is saved is whole; a second one does not wait."""
+
+    def __init__(self) -> None:
+        self.asked = False
+        self._before: dict[int, Any] = {}
+
+    def __enter__(self) -> Interruption:
+        if threading.current_thread() is threading.main_thread():  # only there can signals be handled
+            for number in (signal.SIGINT, signal.SIGTERM):
+                self._before[number] = signal.signal(number, self._ask)
+        return self
+
+    def __exit__(self, *_: object) -> None:
+        for number, handler in self._before.items():
+            signal.signal(number, handler)
+
+    def _ask(self, *_: object) -> None:
+        if self.asked:
+            raise KeyboardInterrupt
+        self.asked = True
