@@ -7,7 +7,7 @@ is measured up from the xy plane. Camera axes are OpenGL's: x right, y up, looki
 from __future__ import annotations
 
 from collections.abc import Sequence
-from dataclasses import dataclass
+from dataclasses import dataclass, replace
 
 import torch
 from torch import Tensor
@@ -83,6 +83,18 @@ class Cameras:
             self.height,
             self.width,
         )
+
+    def ring(self, count: int) -> Cameras:
+        """R * count cameras: each with count - 1 others at its height, evenly around the object, one after another."""
+        turn = torch.arange(count, device=self.azimuth.device) * (360.0 / count)
+        rotation = torch.zeros(count, 4, 4, dtype=self.c2w.dtype, device=self.c2w.device)
+        rotation[:, 0, 0] = rotation[:, 1, 1] = turn.deg2rad().cos()
+        rotation[:, 1, 0], rotation[:, 0, 1] = turn.deg2rad().sin(), -turn.deg2rad().sin()
+        rotation[:, 2, 2] = rotation[:, 3, 3] = 1
+        rows = torch.arange(len(self), device=self.azimuth.device).repeat_interleave(count)
+        found = self[rows]
+        azimuth = (found.azimuth + turn.repeat(len(self)) + 180) % 360 - 180
+        return replace(found, c2w=rotation.repeat(len(self), 1, 1) @ found.c2w, azimuth=azimuth)
 
     def to(self, device: torch.device | str) -> Cameras:
         """The same cameras on another device."""

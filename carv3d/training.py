@@ -136,14 +136,20 @@ class Trainer:
         return self.sampler.sequence(first, renders, self._offset, rng)
 
     def look(self, cameras: Cameras, rng: torch.Generator) -> tuple[Render, Tensor, Any]:
-        """Renders, their latents (R, C, h, w), and what the teacher is told of them."""
+        """Renders, their latents, and what the teacher is told of them.
+
+        Latents are (R, C, h, w), or (R, V, C, h, w) for a teacher that judges V views jointly: a camera stands for
+        a ring of V then, all of which are rendered.
+        """
         config = self.config
         with self.clock("render"):
-            cameras = cameras.to(self.device)
+            views = self.teacher.joint_views
+            cameras = (cameras.ring(views) if views > 1 else cameras).to(self.device)
             normals = config.regularisers.orientation.at(self.fraction) > 0
             render = self.renderer(self.scene, cameras, rng, normals=normals)
         with self.clock("encode"):
             z = self.teacher.encode(render.rgb, rng)
+            z = z.unflatten(0, (-1, views)) if views > 1 else z
         with self.clock("denoise"):  # a new view's words are encoded, others looked up
             condition = self.teacher.condition(config.prompt, cameras, config.negative_prompt)
         return render, z, condition

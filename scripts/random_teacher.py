@@ -13,6 +13,7 @@ import shutil
 from pathlib import Path
 from typing import Any
 
+import diffusers
 import torch
 from diffusers import (
     AutoencoderKL,
@@ -64,13 +65,14 @@ def make(name: str, folder: Path, *, dtype: torch.dtype = torch.float16, divide:
     """
     if (folder / "model_index.json").is_file():
         return folder
+    diffusers.logging.set_verbosity_error()  # it warns of casts, which nothing here depends on
     torch.manual_seed(0)
     sizes = UNETS[name]
     channels = tuple(width // divide for width in sizes["block_out_channels"])
     parts: dict[str, Any] = {
         "unet": UNet2DConditionModel(**{**sizes, "block_out_channels": channels}),
         "vae": AutoencoderKL(
-            block_out_channels=tuple(max(32, width // divide) for width in VAE_CHANNELS),
+            block_out_channels=tuple(max(32, width // divide // 32 * 32) for width in VAE_CHANNELS),
             down_block_types=("DownEncoderBlock2D",) * 4,
             up_block_types=("UpDecoderBlock2D",) * 4,
             layers_per_block=2,

@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import itertools
+from pathlib import Path
 from typing import Any
 
 import pytest
@@ -191,3 +192,21 @@ def test_a_residual_that_is_not_finite_is_named() -> None:
 def test_bad_settings_are_refused(teacher: TwoPointTeacher, bad: dict[str, Any]) -> None:
     with pytest.raises(ValueError):
         Carv(teacher, **bad)
+
+
+def test_the_documented_use_without_a_teacher() -> None:
+    """The block of docs/estimator.md runs as it stands, and gives a gradient."""
+    text = (Path(__file__).parents[1] / "docs" / "estimator.md").read_text()
+    block = next(part for part in text.split("```python\n")[1:] if "sds_weight" in part).partition("```")[0]
+    z = torch.randn(2, 4, 3, 3, generator=torch.Generator().manual_seed(0), requires_grad=True)
+    given = {
+        "z": z,
+        "alphas_cumprod": torch.linspace(0.999, 0.01, 1000, dtype=torch.float64),
+        "generator": torch.Generator().manual_seed(1),
+        "residual": lambda z, t, eps, r: z - eps,
+    }
+    exec(block, given)
+    loss = given["loss"]
+    assert isinstance(loss, torch.Tensor)
+    loss.backward()
+    assert z.grad is not None and z.grad.norm() > 0

@@ -7,12 +7,15 @@ import signal
 import subprocess
 import sys
 import time
+from dataclasses import dataclass
 from pathlib import Path
 
 import pytest
 import torch
 from rich.console import Console
+from torch import Tensor
 
+from carv3d.cameras import Cameras
 from carv3d.config import Config, Ramp, schema
 from carv3d.errors import UserError
 from carv3d.evaluation import Judge
@@ -20,6 +23,7 @@ from carv3d.generation import generate
 from carv3d.runs import Run, read_metrics
 from carv3d.shapes import parse
 from carv3d.teachers import ExactTeacher
+from carv3d.teachers.exact import ExactCondition
 from carv3d.training import Trainer, check_logs
 
 
@@ -45,6 +49,64 @@ def parameters(trainer: Trainer) -> torch.Tensor:
 @pytest.fixture(scope="module")
 def teacher() -> ExactTeacher:
     return ExactTeacher(views=40, neighbours=8)
+
+
+class Joint(ExactTeacher):
+    """Judges four views together: each by itself, and drawn towards the mean of their residuals."""
+
+    joint_views = 4
+
+    def condition(self, prompt: str, cameras: Cameras, negative: str = "") -> _Rows:
+        self.seen = cameras
+        return _Rows(super().condition(prompt, cameras, negative), torch.arange(len(cameras)).view(-1, 4))
+
+    @torch.no_grad()
+    def residual(self, z: Tensor, t: Tensor, eps: Tensor, condition: _Rows, scale: float) -> Tensor:  # type: ignore[override]
+        rows = condition.inner[condition.index.flatten()]
+        alone = super().residual(z.flatten(0, 1), t.repeat_interleave(4), eps.flatten(0, 1), rows, scale)
+        alone = alone.unflatten(0, (-1, 4))
+        return 0.5 * (alone + alone.mean(1, keepdim=True))
+
+
+@dataclass
+class _Rows:
+    """R rows of four views each."""
+
+    inner: ExactCondition
+    index: Tensor
+
+    def __getitem__(self, rows: Tensor) -> _Rows:
+        return _Rows(self.inner, self.index[rows])
+
+
+def test_teacher_that_judges_views_jointly() -> None:
+    """Two renders are two rings of four cameras; the step is the average of each ring's, with chunks or without."""
+    config = small(resamples=4, renders=2)
+    teacher = Joint(views=40, neighbours=8)
+    gradients = []
+    for chunk in (0, 3):
+        config.guidance.chunk = chunk
+        trainer = Trainer(config, teacher)
+        log = trainer.step()
+        assert log.found.fbar.shape == (2, 4, 3, 32, 32) and log.found.t.shape == (2, 4)
+        gradients.append(torch.cat([p.grad.flatten() for p in trainer.scene.parameters() if p.grad is not None]))
+    torch.testing.assert_close(gradients[0], gradients[1])
+    azimuth = teacher.seen.azimuth.view(2, 4)
+    assert torch.allclose((azimuth.diff(dim=1) - 90 + 180) % 360 - 180, torch.zeros(2, 3), atol=1e-3)
+    again = Cameras.look_at_origin(teacher.seen.azimuth, teacher.seen.elevation, height=32, width=32)
+    torch.testing.assert_close(teacher.seen.c2w, again.c2w, atol=1e-5, rtol=0)
+    # By hand: the same draws, one ring after another.
+    trainer = Trainer(config, teacher)
+    trainer.set_schedules()
+    trainer.renderer.update_occupancy(trainer.scene, 0, trainer.rng)
+    _, z, condition = trainer.look(trainer.cameras(2, trainer.rng, 0), trainer.rng)
+    found = trainer.carv.estimate(z, condition, trainer.rng)
+    total = sum((z[r] * found.fbar[r]).sum() / 2 for r in range(2))
+    assert isinstance(total, Tensor)
+    trainer.optimizer.zero_grad()
+    total.backward()
+    mine = torch.cat([p.grad.flatten() for p in trainer.scene.parameters() if p.grad is not None])
+    torch.testing.assert_close(mine, gradients[0], rtol=1e-4, atol=1e-6)
 
 
 def test_learns_the_object(teacher: ExactTeacher) -> None:

@@ -18,11 +18,15 @@ class Teacher(Protocol):
         schedule: its noise schedule, on its device.
         image_size: side in pixels of the square pictures it was trained on.
         takes_camera: whether `condition` tells it the camera itself, beyond view words.
+        joint_views: V, how many views of the object it judges together, evenly spaced around it; 1 for most. With
+            more (as MVDream, Shi et al., arXiv 2308.16512, has 4) `condition` gets R V cameras, render by render, for R
+            rows, and `residual` gets z (N, V, C, h, w): V views are one render, and share their t.
     """
 
     schedule: NoiseSchedule
     image_size: int
     takes_camera: bool
+    joint_views: int
 
     def encode(self, rgb: Tensor, rng: torch.Generator | None = None) -> Tensor:
         """Latents (R, C, h, w) of pictures (R, 3, H, W) in [0, 1]; differentiable."""

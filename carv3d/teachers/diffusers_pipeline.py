@@ -63,6 +63,8 @@ class TextCondition:
 class DiffusersTeacher:
     """A frozen diffusion model from a diffusers pipeline; its family is what model_index.json names."""
 
+    joint_views = 1
+
     def __init__(
         self,
         path: str | Path = "builtin",

@@ -49,6 +49,7 @@ class ExactTeacher:
     """
 
     takes_camera = True
+    joint_views = 1
 
     def __init__(
         self,

@@ -21,7 +21,7 @@ def opinion(
 
     Args:
         teacher: see `Teacher`.
-        z: (1, C, h, w) latents of the picture.
+        z: (1, C, h, w) latents of the picture; of views that are judged jointly, (1, V, C, h, w), the first is shown.
         condition: of one row.
         p: (T,) the timesteps in use, equal where it is positive.
         scale: of the guidance.
@@ -40,6 +40,8 @@ def opinion(
     alpha, sigma = teacher.schedule.at(t, z)
     noised = alpha * z + sigma * eps
     clean = (noised - sigma * (found + eps)) / alpha
+    if z.ndim == 5:
+        noised, clean, found, alpha = (x[:, 0] for x in (noised, clean, found, alpha))
     pictures = [teacher.decode(part) for part in (noised / alpha.clamp_min(0.1), clean)]
     size = pictures[0].shape[-2:]
     length = found.norm(dim=1, keepdim=True)
