@@ -96,7 +96,7 @@ def observe(
     def tell(found: Measurement) -> None:
         watch(f"{len(found.seconds)} renders, ±{found.worst_precision:.0%}", (time.perf_counter() - started) / budget)
 
-    gram = _camera_table(trainer, rng, budget * TABLE_SHARE, watch)
+    gram = camera_table(trainer, rng, budget * TABLE_SHARE, watch)
     already = time.perf_counter() - started
     found = measure(
         trainer.carv,
@@ -137,7 +137,7 @@ def _measure_costs(
     return meter
 
 
-def _camera_table(trainer: Trainer, rng: torch.Generator, budget: float, watch: Watch) -> Tensor | None:
+def camera_table(trainer: Trainer, rng: torch.Generator, budget: float, watch: Watch) -> Tensor | None:
     """Products of the mean gradients at a table of cameras; None if that would take too long."""
     cameras = trainer.sampler.table(*TABLE, rng)
     carv = trainer.carv.replace(resamples=TABLE_RESAMPLES, proposal="importance", strata="render", noise="antithetic")
