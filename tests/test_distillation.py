@@ -266,6 +266,18 @@ def test_pictures_from_the_command_line(run: Path, tmp_path: Path, capsys: pytes
     assert picture.stat().st_size > 100
 
 
+def test_a_verb_of_another_pipeline_says_whose_run_it_is(
+    run: Path, tmp_path: Path, capsys: pytest.CaptureFixture[str]
+) -> None:
+    """Not that its keys are unknown; and what the run was made with may be damaged."""
+    code, _, err = carv3d("evaluate", str(run), capsys=capsys)
+    assert code == 2 and "is a run of `carv3d distill`; give a folder that `carv3d generate` made" in err
+    copy = shutil.copytree(run, tmp_path / "copy")
+    (copy / "environment.json").write_text("{")
+    code, _, err = carv3d("distill", "--resume", str(copy), capsys=capsys)
+    assert code == 2 and "environment.json is damaged" in err
+
+
 def test_divergence_stops_the_run_and_keeps_the_checkpoint(
     folder: Path, tmp_path: Path, capsys: pytest.CaptureFixture[str]
 ) -> None:

@@ -103,7 +103,7 @@ class RunFolder(Generic[_C]):
                     name.mkdir(exist_ok=True)
             run.save_config(config)
             line = command if isinstance(command, str) else shlex.join(command)
-            made_with = json.dumps(environment(line, device), indent=1) + "\n"
+            made_with = json.dumps({"verb": cls.verb, **environment(line, device)}, indent=1) + "\n"
             replace_file(path / "environment.json", made_with.encode())  # last: it makes the folder a run
         except BaseException:
             mine = run._lock is not None
@@ -129,6 +129,8 @@ class RunFolder(Generic[_C]):
             hint = f"give its run, {parent}" if parent else f"give a folder that `carv3d {cls.verb}` made"
             raise UserError(f"{path} is not a run; {hint}")
         run = cls(path)
+        if (verb := run.environment.get("verb", cls.verb)) != cls.verb:
+            raise UserError(f"{path} is a run of `carv3d {verb}`; give a folder that `carv3d {cls.verb}` made")
         if write:
             try:
                 run._begin_writing()
@@ -168,8 +170,16 @@ class RunFolder(Generic[_C]):
 
     @property
     def environment(self) -> dict[str, Any]:
-        """What the run was made with."""
-        return dict(json.loads((self.path / "environment.json").read_text(encoding="utf-8")))
+        """What the run was made with.
+
+        Raises:
+            UserError: the file is damaged.
+        """
+        path = self.path / "environment.json"
+        try:
+            return dict(json.loads(path.read_text(encoding="utf-8")))
+        except (OSError, ValueError, TypeError):
+            raise UserError(f"{path} is damaged: get it from a copy, or make the run again") from None
 
     def save_config(self, config: _C) -> None:
         """Write `config.yaml`, for instance when a resumed run has been given more steps."""
