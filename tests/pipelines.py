@@ -54,7 +54,7 @@ BETAS: dict[str, Any] = {
 }
 
 
-def make_pipeline(folder: Path, *, camera: bool = False, prediction: str = "epsilon") -> Path:
+def make_pipeline(folder: Path, *, camera: bool = False, prediction: str = "epsilon", channels: int = 4) -> Path:
     """Stable Diffusion 1 and 2: pictures of 16 pixels."""
     torch.manual_seed(0)
     told = {"class_embed_type": "projection", "projection_class_embeddings_input_dim": 4} if camera else {}
@@ -62,7 +62,7 @@ def make_pipeline(folder: Path, *, camera: bool = False, prediction: str = "epsi
         vae=_vae(4, scaling_factor=0.5),
         text_encoder=CLIPTextModel(_clip_config()),
         tokenizer=_clip_tokenizer(),
-        unet=UNet2DConditionModel(**UNET, cross_attention_dim=8, **told),
+        unet=UNet2DConditionModel(**UNET, in_channels=channels, cross_attention_dim=8, **told),
         scheduler=DDIMScheduler(prediction_type=prediction, **BETAS),
         **NO_CHECKER,
     ).save_pretrained(folder)

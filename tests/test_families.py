@@ -12,13 +12,14 @@ from diffusers import DiffusionPipeline
 from torch import Tensor
 
 from carv3d.cameras import Cameras
+from carv3d.errors import UserError
 from carv3d.loss import Carv
 from carv3d.prompts import ViewPrompts, with_views
 from carv3d.sampling import sds_weight
 from carv3d.teachers import DiffusersTeacher
 from carv3d.teachers.ddim import ddim_sample
 from carv3d.teachers.guidance import perp_neg, perpendicular
-from tests.pipelines import MAKERS, make_sd3
+from tests.pipelines import MAKERS, make_pipeline, make_sd3
 from tests.test_cli import carv3d
 
 CAMERAS = Cameras.look_at_origin(torch.tensor([0.0, 90.0, 180.0, 50.0]), torch.tensor([0.0, 0.0, 0.0, 75.0]))
@@ -211,6 +212,36 @@ class TestPerpNeg:
 
     def test_words_of_views(self) -> None:
         assert with_views("a cup")[2] == "a cup, back view"
+
+
+def test_what_is_cut_off_a_long_prompt_is_said(
+    folder: Path, tmp_path: Path, capsys: pytest.CaptureFixture[str]
+) -> None:
+    """Once, on the terminal; the teacher is told what is before it."""
+    words = ["prompt=" + "a front view, " * 60 + "end", "threads=1", "device=cpu", f"teacher.path={folder}"]
+    words += ["teacher.view_words=false", "teacher.cache_text=false", "training.steps=2", "mesh.formats=[]"]
+    words += [
+        "scene.type=voxel_grid",
+        "scene.resolution=8",
+        "cameras.height=8",
+        "cameras.width=8",
+        "turntable.frames=2",
+    ]
+    code, _, err = carv3d("generate", *words, "--output", str(tmp_path / "run"), capsys=capsys)
+    assert code == 0, err
+    text = " ".join(err.split())
+    # The third, of SD 3, takes 256.
+    short = sum((folder / part).exists() for part in ("text_encoder", "text_encoder_2"))
+    assert text.count("warning: a prompt is too long") == short
+    assert text.count("and is not told ") == short and "[...]" in text
+    assert "and is not told " in (tmp_path / "run" / "log.txt").read_text()
+
+
+def test_denoiser_of_other_channels_is_refused(tmp_path: Path) -> None:
+    """Inpainting models, for instance, are Stable Diffusion pipelines too."""
+    folder = make_pipeline(tmp_path / "teacher", channels=9)
+    with pytest.raises(UserError, match=r"latents of 4 channels and its denoiser takes 9"):
+        DiffusersTeacher(folder)
 
 
 def test_samples_of_every_family(folder: Path) -> None:

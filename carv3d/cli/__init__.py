@@ -2,18 +2,21 @@
 
 from __future__ import annotations
 
+import logging
 import sys
 from typing import NoReturn
 
 # The order is that of `carv3d --help`.
 # ruff: noqa: I001
 from carv3d.cli import generate, results, measure, compare, attribute, distill, sample, about  # noqa: F401
-from carv3d.cli.app import app, console
+from carv3d.cli.app import Warnings, app, console
 from carv3d.errors import UserError
 
 
 def main() -> None:
     """Run the command line; what the user can mend is one line and exit code 2."""
+    warnings, logger = Warnings(), logging.getLogger("carv3d")
+    logger.addHandler(warnings)
     try:
         app()
     except UserError as error:
@@ -27,6 +30,8 @@ def main() -> None:
             "renderer.samples or the cameras' size, or use teacher.dtype=float16; with measure, fewer --renders and "
             "--resamples; a run goes on from its last checkpoint with --resume"
         )
+    finally:
+        logger.removeHandler(warnings)
 
 
 def _fail(message: str) -> NoReturn:

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import logging
 import os
 import re
 from pathlib import Path
@@ -9,6 +10,7 @@ from typing import Annotated
 
 import typer
 from rich.console import Console
+from rich.markup import escape
 
 from carv3d.errors import UserError
 
@@ -24,6 +26,18 @@ app = typer.Typer(
     help="Text to 3D, with compute-aware variance reduction.",
 )
 console = Console(stderr=True, emoji=False)  # a colon in a prompt is a colon
+
+
+class Warnings(logging.Handler):
+    """Shows what the project's code warns of, above a progress bar if there is one; a run's log.txt has it too."""
+
+    def __init__(self) -> None:
+        super().__init__(logging.WARNING)
+
+    def emit(self, record: logging.LogRecord) -> None:
+        """Print a line."""
+        console.print(f"[yellow]warning:[/] {escape(record.getMessage())}", highlight=False, soft_wrap=True)
+
 
 DEFAULT_CONFIG = "shapes"
 RunPath = Annotated[Path, typer.Argument(metavar="RUN", help="A folder that `carv3d generate` made.")]

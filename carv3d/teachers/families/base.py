@@ -4,6 +4,8 @@ from __future__ import annotations
 
 import gc
 import json
+import logging
+import textwrap
 from abc import ABC, abstractmethod
 from collections.abc import Sequence
 from dataclasses import dataclass, field
@@ -16,6 +18,8 @@ from torch import Tensor, nn
 
 from carv3d.errors import UserError
 from carv3d.teachers.schedule import NoiseSchedule, is_flow
+
+log = logging.getLogger(__name__)
 
 KEPT = 2**26  # bytes, the largest text encoder that is not let go
 CLIP_LENGTH = 77  # tokens of the CLIP encoders in use
@@ -212,6 +216,12 @@ class LatentFamily(Family):
         self.vae = self.loader.network(AutoencoderKL, "vae")
         self.reduction = self.multiple = 2 ** (len(self.vae.config.block_out_channels) - 1)
         self.image_size *= self.reduction
+        made, taken = self.vae.config.latent_channels, self.config.in_channels
+        if made != taken:
+            raise UserError(
+                f"{self.loader.folder}: its VAE makes latents of {made} channels and its denoiser takes {taken}: "
+                "models for inpainting, depth and the like are not supported"
+            )
 
     def encode(self, rgb: Tensor, rng: torch.Generator | None) -> Tensor:
         """See `Family`."""
@@ -241,7 +251,12 @@ def resize(rgb: Tensor, size: int) -> Tensor:
 
 
 def tokens(tokenizer: Any, texts: Sequence[str], length: int, device: torch.device) -> Any:
-    """Token ids and attention mask (V, length), padded and cut."""
+    """Token ids and attention mask (V, length), padded and cut; a warning says what was cut off."""
+    for ids in tokenizer(list(texts), verbose=False).input_ids:
+        if len(ids) > length:
+            lost = tokenizer.decode(ids[length - 1 :], skip_special_tokens=True)  # the end's token takes a place
+            said = textwrap.shorten(lost, 100)
+            log.warning("a prompt is too long: a text encoder takes %d tokens, and is not told %r", length, said)
     found = tokenizer(list(texts), padding="max_length", max_length=length, truncation=True, return_tensors="pt")
     return found.to(device)
 
