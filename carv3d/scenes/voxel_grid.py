@@ -68,5 +68,5 @@ class VoxelGrid(RadianceField):
         differences = [F.mse_loss(self.grid.narrow(axis, 1, n), self.grid.narrow(axis, 0, n)) for axis in (2, 3, 4)]
         return torch.stack(differences).sum()
 
-    def parameter_groups(self, lr: float) -> list[dict[str, Any]]:
+    def parameter_groups(self, lr: float, progress: float = 0.0) -> list[dict[str, Any]]:
         return [{"params": [self.grid], "lr": lr}]
