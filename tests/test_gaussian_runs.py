@@ -16,6 +16,7 @@ from carv3d.config import Ramp, schema, validate
 from carv3d.generation import generate, load_trained
 from carv3d.mesh import load
 from carv3d.runs import Run
+from carv3d.scenes import Gaussians
 from carv3d.teachers import ExactTeacher
 from carv3d.training import Trainer
 from tests.gaussians import look, read_splats, seeded, small
@@ -30,7 +31,7 @@ def teacher() -> ExactTeacher:
 
 def test_resuming_after_densification_gives_the_same_numbers(teacher: ExactTeacher) -> None:
     """A checkpoint holds however many Gaussians there are, their notes and their moments."""
-    config = small(degree=1)
+    config = small(degree=1, lr_position=Ramp(0.1, 0.01))
     config.regularisers.gaussian_opacity = config.regularisers.gaussian_scale = Ramp(0.1, 0.1)
     whole = Trainer(config, teacher)
     counts = []
@@ -47,6 +48,21 @@ def test_resuming_after_densification_gives_the_same_numbers(teacher: ExactTeach
         resumed.step()
     for key, value in whole.scene.state_dict().items():
         assert torch.equal(resumed.scene.state_dict()[key], value), key
+
+
+def test_a_learning_rate_that_ends_holds_its_parameter(teacher: ExactTeacher) -> None:
+    """From where the ramp is 0 on positions stay where they are and colours go on."""
+    config = small(lr_position=Ramp(0.1, 0.0, 0.0, 0.5))
+    config.scene.densify.every = 0
+    trainer, found = Trainer(config, teacher), []
+    for _ in range(8):
+        trainer.step()
+        scene = trainer.scene
+        assert isinstance(scene, Gaussians)
+        found.append((scene.positions.detach().clone(), scene.colours.detach().clone()))
+    # Step 7 is the first that begins at half of the twelve.
+    assert [torch.equal(found[k][0], found[k + 1][0]) for k in range(7)] == [False] * 5 + [True] * 2
+    assert not any(torch.equal(found[k][1], found[k + 1][1]) for k in range(7))
 
 
 def test_a_run_leaves_pictures_a_mesh_and_splats(tmp_path: Path, teacher: ExactTeacher) -> None:

@@ -31,6 +31,20 @@ def test_spherical_harmonics_are_the_real_ones() -> None:
         np.testing.assert_allclose(basis(degree, directions).numpy(), np.stack(columns, -1), atol=1e-12)
 
 
+def test_each_parameter_has_its_learning_rate() -> None:
+    """A share of the optimizer's: one number, or a ramp over the run; the harmonics' goes with the colours'."""
+    shares = {"lr_scale": 0.3, "lr_rotation": 0.4, "lr_opacity": 0.5, "lr_colour": Ramp(1.0, 0.5)}
+    scene = Gaussians(count=3, degree=1, lr_position=Ramp(0.2, 0.0, end=0.5), **shares, generator=seeded())
+    for progress, expected in (
+        (0.0, [0.2, 0.3, 0.4, 0.5, 1.0, 0.05]),
+        (0.25, [0.1, 0.3, 0.4, 0.5, 0.875, 0.04375]),
+        (0.5, [0.0, 0.3, 0.4, 0.5, 0.75, 0.0375]),
+    ):
+        groups = scene.parameter_groups(10.0, progress)
+        assert [group["params"][0] for group in groups] == list(scene.parameters())
+        assert [group["lr"] for group in groups] == pytest.approx([10 * share for share in expected])
+
+
 def test_density_hides_as_much_as_the_gaussian() -> None:
     """Along a line through a round Gaussian the sampled density absorbs its opacity; its colour is the Gaussian's."""
     scene = Gaussians(count=1, generator=seeded())
@@ -62,6 +76,7 @@ def test_mesh_of_a_ball_of_gaussians_is_the_ball() -> None:
     [
         ("regularisers.total_variation", Ramp(1, 1), r"total_variation must be 0 \(scene\.type=gaussians has no such"),
         ("scene.densify.begin", 0.9, "scene.densify.begin and .end must be in order"),
+        ("scene.lr_position", Ramp(0.1, -0.1), "scene.lr_position must be at least 0"),
         ("scene.opacity", 1.0, "scene.opacity must be between 0 and 1"),
         ("scene.degree", 4, "scene.degree must be from 0 to 3"),
         ("scene.radius", 2.0, "scene.radius must be at most scene.bound"),

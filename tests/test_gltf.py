@@ -1,7 +1,7 @@
 """The .glb against Khronos' glTF validator, and what it checks first where that is not installed.
 
-The validator is an npm package: `npm install --prefix .venv --no-save gltf-validator`, beside the environment's
-Python; or anywhere that NODE_PATH names.
+The validator is an npm package: `npm install --prefix .venv --no-save gltf-validator` (as `.ci/run` does), or anywhere
+that NODE_PATH names.
 """
 
 from __future__ import annotations
@@ -72,7 +72,7 @@ def test_the_validator_sees_a_fault(glb: Path, tmp_path: Path) -> None:
     path = tmp_path / "broken.glb"
     path.write_bytes(data.replace(broken, np.float32([0, 2, 0]).tobytes()))
     report = json.loads(node(VALIDATE, str(path)).stdout)
-    assert {message["code"] for message in report["issues"]["messages"]} == {"ACCESSOR_VECTOR3_NON_UNIT"}
+    assert "ACCESSOR_VECTOR3_NON_UNIT" in {message["code"] for message in report["issues"]["messages"]}
 
 
 def read(path: Path) -> tuple[dict[str, Any], dict[str, np.ndarray], dict[str, Any]]:

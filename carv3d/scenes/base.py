@@ -56,14 +56,14 @@ class Scene(torch.nn.Module, ABC):
             raise ValueError(f"bound must be positive, got {bound}")
         self.bound = bound
 
-    @abstractmethod
     def parameter_groups(self, lr: float, progress: float = 0.0) -> list[dict[str, Any]]:
-        """Parameter groups for `torch.optim`, the same ones in the same order throughout a run.
+        """Parameter groups for `torch.optim`, the same ones in the same order throughout a run; all parameters in one.
 
         Args:
             lr: the learning rate of the scene's main parameters.
             progress: the share of the run that is done, in [0, 1], for scenes whose parts have schedules of their own.
         """
+        return [{"params": list(self.parameters()), "lr": lr}]
 
     def penalties(self) -> dict[str, Callable[[], Tensor]]:
         """The scene's own regularisers, scalars, by their names in the config's `regularisers`."""
