@@ -65,6 +65,20 @@ def test_a_learning_rate_that_ends_holds_its_parameter(teacher: ExactTeacher) ->
     assert not any(torch.equal(found[k][1], found[k + 1][1]) for k in range(7))
 
 
+def test_a_run_gets_over_a_reset_of_the_opacities(teacher: ExactTeacher) -> None:
+    """All fade at once, with colours that depend on the direction, and what the teacher wants comes back."""
+    config = small(degree=1, opacity=0.5)
+    config.scene.densify.reset_every = 6
+    trainer, found = Trainer(config, teacher), []
+    for _ in range(12):
+        trainer.step()
+        scene = trainer.scene
+        assert isinstance(scene, Gaussians)
+        found.append(scene.opacities.detach().clone())
+    assert found[4].mean() > 0.3 and found[5].max() <= 0.0401  # twice the pruning threshold
+    assert found[11].mean() > 1.1 * found[5].mean() and len(found[11]) == len(found[5])
+
+
 def test_a_run_leaves_pictures_a_mesh_and_splats(tmp_path: Path, teacher: ExactTeacher) -> None:
     """The whole of `generate`; what is loaded again draws the same, though the point cloud is gone."""
     points = torch.randn(200, 3, generator=seeded()).mul(0.2).clamp(-0.6, 0.6).numpy()
