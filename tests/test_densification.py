@@ -122,3 +122,11 @@ def test_nothing_changes_outside_its_part_of_the_run() -> None:
     scene = noted(begin=0.2, end=0.6, every=2)
     found = [scene.after_step(step, at, None, seeded()) for step, at in ((2, 0.1), (2, 0.7), (3, 0.4))]
     assert found == [None] * 3 and scene.after_step(4, 0.4, None, seeded()) is not None
+
+
+def test_the_last_step_resets_nothing() -> None:
+    """No step is left in which what the teacher wants could come back."""
+    for progress, most in ((0.9, 0.2), (1.0, 0.5)):
+        scene = noted(every=0, reset_every=4, prune_opacity=0.1)
+        scene.after_step(4, progress, None, seeded())
+        assert scene.opacities.max().item() == pytest.approx(most)
