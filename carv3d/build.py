@@ -2,7 +2,7 @@
 
 from __future__ import annotations
 
-from dataclasses import asdict
+from dataclasses import asdict, fields
 from typing import Any
 
 import torch
@@ -19,7 +19,7 @@ from carv3d.teachers import DiffusersTeacher, ExactTeacher, Teacher
 
 
 def _fields(section: Any) -> dict[str, Any]:
-    return {key: value for key, value in asdict(section).items() if key != "type"}
+    return {f.name: getattr(section, f.name) for f in fields(section) if f.name != "type"}
 
 
 def device(config: schema.Config) -> torch.device:

@@ -67,11 +67,9 @@ class Trainer:
         # Of the cameras' sequence: a function of the seed, so that no checkpoint needs it.
         self._offset = torch.rand(2, generator=torch.Generator().manual_seed(config.seed), dtype=torch.float64)
         self.carv = build.carv(config, self.teacher)
-        groups = self.scene.parameter_groups(1.0) + self.renderer.parameter_groups(1.0)
-        self._lr_shares = [group["lr"] for group in groups]  # of the scheduled rate
         first, second = config.optimizer.betas
-        self.optimizer = torch.optim.Adam(groups, betas=(first, second), eps=config.optimizer.eps)
         self.step_count = 0
+        self.optimizer = torch.optim.Adam(self._parameter_groups(), betas=(first, second), eps=config.optimizer.eps)
         self.clock = Clock()
         self._allocation = Allocation() if config.guidance.resamples == "auto" else None
 
@@ -206,9 +204,13 @@ class Trainer:
         t_range = (guidance.t_min.at(fraction), guidance.t_max.at(fraction))
         if t_range != self.carv.t_range:
             self.carv.t_range = t_range
-        rate = self.config.optimizer.lr.at(fraction)
-        for group, share in zip(self.optimizer.param_groups, self._lr_shares, strict=True):
-            group["lr"] = rate * share
+        for group, now in zip(self.optimizer.param_groups, self._parameter_groups(), strict=True):
+            group["lr"] = now["lr"]
+
+    def _parameter_groups(self) -> list[dict[str, Any]]:
+        """What is trained, with the learning rates of the step to come."""
+        rate = self.config.optimizer.lr.at(self.fraction)
+        return self.scene.parameter_groups(rate, self.fraction) + self.renderer.parameter_groups(rate)
 
     def _regularise(self, render: Render, fraction: float) -> Tensor:
         weights = self.config.regularisers

@@ -2,9 +2,11 @@
 
     python scripts/benchmark_shapes.py --name carv
     python scripts/benchmark_shapes.py --name sds guidance.resamples=1 guidance.proposal=uniform training.steps=900
+    python scripts/benchmark_shapes.py --name gaussians --config gaussians --jobs 1
 
 Each prompt is an ordinary run in OUT/NAME, kept if it is already there and finished by `--resume` if it was cut
-off. Figures go to OUT/NAME.json, a picture of every object beside the true one to OUT/NAME.png.
+off; its figures are kept beside it. The means go to OUT/NAME.json, a picture of every object beside the true one to
+OUT/NAME.png.
 """
 
 from __future__ import annotations
@@ -26,31 +28,34 @@ from carv3d.mesh import load
 from carv3d.prompt_files import read_prompts
 from carv3d.renderers.mesh import render_mesh
 from carv3d.results import render_views
-from carv3d.runs import Run, slug
+from carv3d.runs import Run, replace_file, slug
 from carv3d.shapes import parse, reference
 
 PROMPTS = Path(__file__).resolve().parents[1] / "configs" / "prompts" / "shapes.txt"
 
 
-def one(prompt: str, folder: Path, overrides: list[str], threads: int) -> dict[str, object]:
-    """Run (or finish) and evaluate one prompt in a process of its own."""
+def one(prompt: str, folder: Path, config: str, overrides: list[str], threads: int) -> dict[str, object]:
+    """Run (or finish) and evaluate one prompt in a process of its own, each part once."""
     carv3d = [sys.executable, "-m", "carv3d"]
     environment = os.environ | {"OMP_NUM_THREADS": str(threads)}
     path = folder / slug(prompt)
-    command = [*carv3d, "generate", prompt, f"threads={threads}", *overrides, "--output", str(path)]
+    command = [*carv3d, "generate", config, prompt, f"threads={threads}", *overrides, "--output", str(path)]
     if (path / "environment.json").exists():
         command = [*carv3d, "generate", "--resume", str(path)]
     if not (path / "mesh" / "mesh.ply").exists():
         subprocess.run(command, check=True, env=environment, stderr=subprocess.DEVNULL)
-    command = [*carv3d, "evaluate", str(path), "--json"]
-    found = subprocess.run(command, check=True, env=environment, capture_output=True, text=True)
-    figures: dict[str, object] = json.loads(found.stdout)
+    kept = path / "evaluation.json"
+    if not kept.exists():
+        command = [*carv3d, "evaluate", str(path), "--json"]
+        found = subprocess.run(command, check=True, env=environment, capture_output=True, text=True)
+        replace_file(kept, found.stdout.encode())
+    figures: dict[str, object] = json.loads(kept.read_text())
     print(json.dumps(figures), flush=True)
     return figures
 
 
 def gallery(folder: Path, prompts: list[str]) -> torch.Tensor:
-    """Four pictures a prompt, three prompts a row: the field from two sides, the mesh, the truth."""
+    """Four pictures a prompt, three prompts a row: the scene from two sides, the mesh, the truth."""
     cameras = orbit(2, 20.0, start=35.0, height=128, width=128)
     tiles = []
     for prompt in prompts:
@@ -67,6 +72,7 @@ def main() -> None:
     parser = argparse.ArgumentParser(description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter)
     parser.add_argument("overrides", nargs="*", metavar="KEY=VALUE")
     parser.add_argument("--name", default="carv", help="of this setting")
+    parser.add_argument("--config", default="shapes", help="a shipped config or a file")
     parser.add_argument("--out", type=Path, default=Path("outputs/benchmark"))
     parser.add_argument("--prompts", type=Path, default=PROMPTS)
     parser.add_argument("--jobs", type=int, default=2, help="prompts at a time")
@@ -76,13 +82,14 @@ def main() -> None:
     folder: Path = options.out / options.name
     folder.mkdir(parents=True, exist_ok=True)
     with ThreadPoolExecutor(options.jobs) as pool:
-        rows = list(pool.map(lambda p: one(p, folder, options.overrides, options.threads), prompts))
+        rows = list(pool.map(lambda p: one(p, folder, options.config, options.overrides, options.threads), prompts))
 
     def mean(key: str) -> float:
         return sum(float(str(row[key])) for row in rows) / len(rows)
 
     summary = {
         "name": options.name,
+        "config": options.config,
         "overrides": options.overrides,
         "prompts": len(rows),
         "retrieved": sum(row["retrieval_rank"] == 1 for row in rows),

@@ -100,3 +100,13 @@ def test_cost_ratio_is_measured_without_touching_the_run() -> None:
     assert 0 < ratio <= 1001
     assert torch.equal(one.rng.get_state(), before)
     assert all(p.grad is None for p in one.parameters())
+
+
+def test_automatic_resamples_live_with_a_changing_number() -> None:
+    """Probes of scenes of different sizes are not compared; the next two of one size are."""
+    allocation = Allocation(cost_ratio=4.0)
+    for step, count in enumerate((5, 7, 7)):
+        parameter = torch.ones(count, requires_grad=True)
+        draws = torch.randn(2, 1, 3, generator=torch.Generator().manual_seed(step))
+        allocation.probe(step, parameter.sum() * torch.ones(1, 3), draws[0], draws[1], [parameter])
+        assert (allocation.between != 0) == (step == 2)

@@ -61,6 +61,17 @@ def test_blob_is_densest_at_the_centre(make: Callable[..., RadianceField]) -> No
     assert (shells.std(1) < 0.05 * shells.mean(1)).all()
 
 
+def test_a_scene_that_lacks_a_method_is_not_made() -> None:
+    """It would fail in the middle of a run, or when its mesh is wanted."""
+
+    class Half(RadianceField):
+        def query(self, points: torch.Tensor) -> tuple[torch.Tensor, torch.Tensor]:
+            return points[:, 0], points
+
+    with pytest.raises(TypeError, match="total_variation"):
+        Half(bound=1.0, normal_step=0.1)  # type: ignore[abstract]
+
+
 def test_voxel_grid_interpolates_its_corners() -> None:
     """A trilinear grid reproduces a linear function, and axis i of the grid is coordinate i of the points."""
     scene = VoxelGrid(resolution=5, bound=2.0, blob_density=0.0, generator=seeded())

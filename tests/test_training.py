@@ -260,12 +260,21 @@ def test_ramps() -> None:
     assert Ramp(1.0, 1.0).at(0.3) == 1
 
 
-@pytest.mark.parametrize("name", ["sparsity", "opacity", "orientation", "total_variation"])
-def test_every_regulariser_reaches_the_gradient(teacher: ExactTeacher, name: str) -> None:
+@pytest.mark.parametrize(
+    ("scene", "name"),
+    [
+        *[("voxel_grid", name) for name in ("sparsity", "opacity", "orientation", "total_variation")],
+        *[("gaussians", name) for name in ("sparsity", "opacity")],
+        *[("gaussians", name) for name in ("gaussian_opacity", "gaussian_scale", "gaussian_position")],
+    ],
+)
+def test_every_regulariser_reaches_the_gradient(teacher: ExactTeacher, scene: str, name: str) -> None:
     """A weight in the config changes the step; zero leaves it alone."""
     found = []
     for weight in (0.0, 50.0):
         config = small()
+        if scene == "gaussians":
+            config.scene = schema.Gaussians(count=150, spread=0.7)
         setattr(config.regularisers, name, Ramp(weight, weight))
         trainer = Trainer(config, teacher)
         for _ in range(2):

@@ -34,6 +34,9 @@ class Solid(RadianceField):
             within = (offset.abs() < points.new_tensor(self.box)).all(-1)
         return self.inner * within, points.new_tensor([0.9, 0.2, 0.1]).expand(len(points), 3)
 
+    def total_variation(self) -> Tensor:
+        return self.inner.new_zeros(())
+
 
 def seeded(seed: int = 0) -> torch.Generator:
     return torch.Generator().manual_seed(seed)

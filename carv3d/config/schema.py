@@ -119,11 +119,11 @@ class Gaussians:
     spread: float = 1.0  # initial std, share of the distance to the nearest points
     opacity: float = 0.1  # initial
     degree: int = 0  # of the spherical harmonics, 0 to 3: how colour depends on the direction
-    lr_position: float = 0.1  # shares of optimizer.lr
-    lr_scale: float = 0.15  # of the logarithms of the stds
-    lr_rotation: float = 0.15  # of the quaternions
-    lr_opacity: float = 1.0  # of the logits
-    lr_colour: float = 1.0  # of the colours; what depends on the direction learns 20 times slower
+    lr_position: Ramp = field(default_factory=lambda: constant(0.1))  # shares of optimizer.lr
+    lr_scale: Ramp = field(default_factory=lambda: constant(0.15))  # of the logarithms of the stds
+    lr_rotation: Ramp = field(default_factory=lambda: constant(0.15))  # of the quaternions
+    lr_opacity: Ramp = field(default_factory=lambda: constant(1.0))  # of the logits
+    lr_colour: Ramp = field(default_factory=lambda: constant(1.0))  # of colours; 1/20 of it for harmonics
     densify: Densification = field(default_factory=Densification)
 
 

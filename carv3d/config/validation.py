@@ -82,8 +82,9 @@ def _gaussians(scene: schema.Gaussians) -> Iterator[Rule]:
     yield "scene.radius", scene.radius, scene.radius <= scene.bound, f"at most scene.bound ({scene.bound:g})"
     yield "scene.opacity", scene.opacity, 0 < scene.opacity < 1, "between 0 and 1"
     yield "scene.degree", scene.degree, 0 <= scene.degree <= 3, "from 0 to 3"
-    shares = {f.name: 0 for f in fields(scene) if f.name.startswith("lr_")}
-    yield from at_least(scene, "scene", **shares)
+    for key in (f.name for f in fields(scene) if f.name.startswith("lr_")):
+        share = getattr(scene, key)
+        yield f"scene.{key}", share, min(share.first, share.last) >= 0, "at least 0"
     yield from at_least(rule, "scene.densify", every=0, gradient=0, most=1, reset_every=0)
     yield from positive(rule, "scene.densify", "split_scale", "prune_scale")
     inside = 0 <= rule.begin <= rule.end <= 1

@@ -37,6 +37,8 @@ from carv3d.mesh.raster import sample_texture
 WORLD_TO_Y_UP = np.array([[0, 1, 0], [0, 0, 1], [1, 0, 0]], np.float32)
 """World y, z, x become file x, y, z: a rotation that stands the object up and turns its front to +z."""
 
+_ATTRIBUTES, _INDICES = 34962, 34963  # glTF's names for buffers of vertices and of triangles
+
 
 def save(mesh: Mesh, folder: Path | str, formats: Sequence[str] = ("glb",), name: str = "mesh") -> list[Path]:
     """Write the mesh as `folder/name.<format>`, with its texture if it has one.
@@ -127,16 +129,20 @@ def _glb(mesh: Mesh, name: str) -> dict[str, bytes]:
         # trimesh would store eight bits of linear light: give it floats under a name of ours, then rename.
         surface.vertex_attributes["_linear"] = _to_linear(mesh.rgb)
 
-    def rename(tree: dict[str, Any]) -> None:
+    def finish(tree: dict[str, Any]) -> None:
         for part in tree["meshes"]:
             for primitive in part["primitives"]:
                 attributes = primitive["attributes"]
                 if "_linear" in attributes:
                     attributes["COLOR_0"] = attributes.pop("_linear")
+                # What each buffer is for, so that a viewer need not guess (glTF 2.0, section 3.6.2.2).
+                accessors = [(primitive["indices"], _INDICES), *((a, _ATTRIBUTES) for a in attributes.values())]
+                for accessor, target in accessors:
+                    tree["bufferViews"][tree["accessors"][accessor]["bufferView"]]["target"] = target
 
     scene = trimesh.Scene()
     scene.add_geometry(surface, geom_name=name)
-    return {f"{name}.glb": export_glb(scene, include_normals=True, tree_postprocessor=rename)}
+    return {f"{name}.glb": export_glb(scene, include_normals=True, tree_postprocessor=finish)}
 
 
 def _obj(mesh: Mesh, name: str) -> dict[str, bytes]:

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+from abc import ABC, abstractmethod
 from collections.abc import Callable
 from dataclasses import dataclass
 from typing import TYPE_CHECKING, Any
@@ -42,7 +43,7 @@ class Succession:
     renewed: tuple[torch.nn.Parameter, ...] = ()
 
 
-class Scene(torch.nn.Module):
+class Scene(torch.nn.Module, ABC):
     """What is optimised: an object inside the cube [-bound, bound]^3.
 
     Attributes:
@@ -55,9 +56,14 @@ class Scene(torch.nn.Module):
             raise ValueError(f"bound must be positive, got {bound}")
         self.bound = bound
 
-    def parameter_groups(self, lr: float) -> list[dict[str, Any]]:
-        """Parameter groups for `torch.optim`, given the learning rate of the scene's main parameters."""
-        raise NotImplementedError
+    def parameter_groups(self, lr: float, progress: float = 0.0) -> list[dict[str, Any]]:
+        """Parameter groups for `torch.optim`, the same ones in the same order throughout a run; all parameters in one.
+
+        Args:
+            lr: the learning rate of the scene's main parameters.
+            progress: the share of the run that is done, in [0, 1], for scenes whose parts have schedules of their own.
+        """
+        return [{"params": list(self.parameters()), "lr": lr}]
 
     def penalties(self) -> dict[str, Callable[[], Tensor]]:
         """The scene's own regularisers, scalars, by their names in the config's `regularisers`."""
@@ -79,9 +85,9 @@ class Scene(torch.nn.Module):
         """
         return None
 
+    @abstractmethod
     def field(self, resolution: int) -> Field:
         """What the mesh extractor reads: density and colour at points, as fine as `resolution` samples a side."""
-        raise NotImplementedError
 
 
 class RadianceField(Scene):
@@ -101,6 +107,7 @@ class RadianceField(Scene):
     def field(self, resolution: int) -> Field:
         return self
 
+    @abstractmethod
     def query(self, points: Tensor) -> tuple[Tensor, Tensor]:
         """Density and colour at points.
 
@@ -110,7 +117,6 @@ class RadianceField(Scene):
         Returns:
             density (N,) per world unit, >= 0 and 0 outside the cube; rgb (N, 3) in [0, 1].
         """
-        raise NotImplementedError
 
     def density(self, points: Tensor) -> Tensor:
         """Density alone, (N,) at points (N, 3): what `query` returns first."""
@@ -131,9 +137,9 @@ class RadianceField(Scene):
         gradient = (above - below).T / (2 * self.normal_step)
         return -torch.nn.functional.normalize(gradient, dim=-1, eps=1e-4)
 
+    @abstractmethod
     def total_variation(self) -> Tensor:
         """How rough the field is: mean squared difference of neighbours, summed over the axes; scalar."""
-        raise NotImplementedError
 
 
 def blob(points: Tensor, blob_density: float, blob_std: float) -> Tensor:

@@ -82,7 +82,8 @@ def change(
         parents = _densify(scene, rule, generator)
         parents = parents[_prune(scene, rule, step)]
         _zero_notes(scene)
-    if rule.reset_every and step % rule.reset_every == 0:
+    # Not after the last step: nothing would bring back what faded.
+    if rule.reset_every and step % rule.reset_every == 0 and progress < 1:
         level = torch.as_tensor(_RESET * rule.prune_opacity).logit().to(scene.opacity_logits)
         scene.opacity_logits.clamp_(max=level)
         parents = torch.arange(len(scene), device=level.device) if parents is None else parents

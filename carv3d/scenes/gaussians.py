@@ -10,6 +10,7 @@ import torch
 import torch.nn.functional as F
 from torch import Tensor
 
+from carv3d.config.schema import Ramp, constant
 from carv3d.scenes import densification, point_cloud
 from carv3d.scenes.base import Footprints, Scene, Succession
 from carv3d.scenes.densification import Densification
@@ -38,7 +39,8 @@ class Gaussians(Scene):
         spread: initial standard deviation as a share of the distance to the nearest neighbours.
         opacity: initial opacity, in (0, 1).
         degree: of the spherical harmonics, 0 to 3.
-        lr_position, lr_scale, lr_rotation, lr_opacity, lr_colour: shares of the optimizer's learning rate.
+        lr_position, lr_scale, lr_rotation, lr_opacity, lr_colour: shares of the optimizer's learning rate; a
+            `Ramp` over the run, or one number.
         densify: when and which Gaussians are added and removed.
         generator: draws the ball, on whose device the scene is made.
     """
@@ -56,11 +58,11 @@ class Gaussians(Scene):
         spread: float = 1.0,
         opacity: float = 0.1,
         degree: int = 0,
-        lr_position: float = 0.1,
-        lr_scale: float = 0.15,
-        lr_rotation: float = 0.15,
-        lr_opacity: float = 1.0,
-        lr_colour: float = 1.0,
+        lr_position: float | Ramp = 0.1,
+        lr_scale: float | Ramp = 0.15,
+        lr_rotation: float | Ramp = 0.15,
+        lr_opacity: float | Ramp = 1.0,
+        lr_colour: float | Ramp = 1.0,
         densify: Densification | None = None,
         generator: torch.Generator,
     ) -> None:
@@ -79,7 +81,8 @@ class Gaussians(Scene):
         self.colours = torch.nn.Parameter(((rgb - 0.5) / C0).clamp(-_COLOUR_MOST, _COLOUR_MOST))
         if degree:
             self.harmonics = torch.nn.Parameter(torch.zeros(n, functions(degree) - 1, 3, device=device))
-        self._shares = [lr_position, lr_scale, lr_rotation, lr_opacity, lr_colour, _HARMONICS_SHARE * lr_colour]
+        shares = (lr_position, lr_scale, lr_rotation, lr_opacity, lr_colour)
+        self._shares = [share if isinstance(share, Ramp) else constant(share) for share in shares]
         # What the renders since the last densification said, see `after_step`.
         self.register_buffer("gradient_sum", torch.zeros(n, device=device))
         self.register_buffer("times_seen", torch.zeros(n, device=device))
@@ -120,9 +123,11 @@ class Gaussians(Scene):
             colour = colour + (values[..., None] * self.harmonics).sum(-2)
         return colour.clamp(0, 1)
 
-    def parameter_groups(self, lr: float) -> list[dict[str, Any]]:
-        shares = zip(self.parameters(), self._shares, strict=False)  # of harmonics there may be none
-        return [{"params": [parameter], "lr": lr * share} for parameter, share in shares]
+    def parameter_groups(self, lr: float, progress: float = 0.0) -> list[dict[str, Any]]:
+        shares = [share.at(progress) for share in self._shares]
+        shares.append(_HARMONICS_SHARE * shares[-1])
+        found = zip(self.parameters(), shares, strict=False)  # of harmonics there may be none
+        return [{"params": [parameter], "lr": lr * share} for parameter, share in found]
 
     def penalties(self) -> dict[str, Callable[[], Tensor]]:
         return {

@@ -158,7 +158,7 @@ class HashGrid(RadianceField):
         values = self._logits(torch.cat([points[None], moved]).view(-1, 3)).view(4, -1, 4)
         return (values[1:] - values[0]).square().mean((1, 2)).sum()
 
-    def parameter_groups(self, lr: float) -> list[dict[str, Any]]:
+    def parameter_groups(self, lr: float, progress: float = 0.0) -> list[dict[str, Any]]:
         # The table's entries have tiny, rare gradients: Müller et al. use this eps. The MLP learns ten times
         # slower.
         network = [*self.weights, *self.biases]

@@ -2,8 +2,6 @@
 
 from __future__ import annotations
 
-from typing import Any
-
 import torch
 import torch.nn.functional as F
 from torch import Tensor
@@ -67,6 +65,3 @@ class VoxelGrid(RadianceField):
         n = self.grid.shape[-1] - 1
         differences = [F.mse_loss(self.grid.narrow(axis, 1, n), self.grid.narrow(axis, 0, n)) for axis in (2, 3, 4)]
         return torch.stack(differences).sum()
-
-    def parameter_groups(self, lr: float) -> list[dict[str, Any]]:
-        return [{"params": [self.grid], "lr": lr}]

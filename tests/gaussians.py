@@ -1,0 +1,86 @@
+"""Gaussian scenes, views of them and short runs, for the tests."""
+
+from __future__ import annotations
+
+import math
+from dataclasses import replace
+from pathlib import Path
+
+import numpy as np
+import torch
+from plyfile import PlyData
+from torch import Tensor
+
+from carv3d.cameras import Cameras
+from carv3d.config import Config, schema
+from carv3d.renderers import Render, SplatRenderer
+from carv3d.scenes import Gaussians
+from carv3d.scenes.spherical_harmonics import functions
+
+
+def seeded(seed: int = 0) -> torch.Generator:
+    return torch.Generator().manual_seed(seed)
+
+
+def cloud(count: int = 40, degree: int = 0, seed: int = 0, spread: float = 0.12) -> Gaussians:
+    """Gaussians of all sizes, directions, opacities and colours, in float64."""
+    scene, rng = Gaussians(count=count, degree=degree, generator=seeded(seed)).double(), seeded(seed + 1)
+    with torch.no_grad():
+        for parameter in scene.parameters():
+            parameter.normal_(generator=rng)
+        scene.positions.mul_(0.4)
+        scene.log_scales.mul_(0.4).add_(math.log(spread))
+        scene.colours.mul_(0.3)
+        if degree:
+            scene.harmonics.mul_(0.1)
+    return scene
+
+
+def cameras(count: int = 2, size: int = 12) -> Cameras:
+    azimuth, elevation = torch.linspace(-20, 100, count), torch.linspace(5, 40, count)
+    found = Cameras.look_at_origin(azimuth, elevation, height=size, width=size + 3)
+    return replace(found, c2w=found.c2w.double(), intrinsics=found.intrinsics.double())
+
+
+def look(scene: Gaussians, views: Cameras, **options: bool) -> Render:
+    found: Render = SplatRenderer()(scene, views, training=False, **options)
+    return found
+
+
+def small(**scene: object) -> Config:
+    """A run of some seconds that densifies twice before half of it."""
+    config = Config(prompt="a red cone", seed=3, threads=1)
+    config.teacher = schema.ExactTeacher(views=20, neighbours=4)
+    densify = schema.Densification(every=3, begin=0.0, end=0.6, gradient=1.2)
+    config.scene = schema.Gaussians(count=150, spread=0.7, densify=densify, **scene)  # type: ignore[arg-type]
+    config.cameras.height = config.cameras.width = 32
+    config.guidance.renders = 2
+    config.training = schema.Training(steps=12, preview_every=0, checkpoint_every=8, keep_checkpoints=2)
+    config.turntable = schema.Turntable(frames=2, size=32)
+    config.mesh = schema.Mesh(formats=[])
+    return config
+
+
+def read_splats(path: Path, degree: int = 0) -> Gaussians:
+    """What a splat file says, by the reader that splat trainers use (plyfile), which knows nothing of ours."""
+    columns = PlyData.read(path)["vertex"]
+
+    def take(*names: str) -> Tensor:
+        return torch.from_numpy(np.stack([columns[name] for name in names], -1))
+
+    n = columns.count
+    state = {
+        "positions": take("x", "y", "z"),
+        "colours": take("f_dc_0", "f_dc_1", "f_dc_2"),
+        "opacity_logits": take("opacity")[:, 0],
+        "log_scales": take("scale_0", "scale_1", "scale_2"),
+        "rotations": take("rot_0", "rot_1", "rot_2", "rot_3"),
+        "gradient_sum": torch.zeros(n),
+        "times_seen": torch.zeros(n),
+    }
+    if degree:  # red's coefficients first, then green's, then blue's
+        rest = [f"f_rest_{i}" for i in range(3 * (functions(degree) - 1))]
+        state["harmonics"] = take(*rest).view(n, 3, -1).mT
+    scene = Gaussians(count=1, degree=degree, generator=seeded())
+    scene.load_state_dict(state)
+    return scene
