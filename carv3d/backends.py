@@ -14,7 +14,7 @@ from carv3d.cameras import orbit
 from carv3d.renderers import SplatRenderer, VolumeRenderer, gsplat_backend
 from carv3d.renderers.compositing import nerfacc_accumulate, nerfacc_weights
 from carv3d.renderers.splat import Backend
-from carv3d.scenes import Gaussians, VoxelGrid
+from carv3d.scenes import Gaussians, HashGrid, VoxelGrid, fused_hash_grid
 
 _SIZE = 64  # pixels a side
 _RAYS = (_SIZE**2, 32)  # of nerfacc's trial, and samples on each
@@ -41,6 +41,7 @@ def examine() -> list[Trial]:
         _gsplat(device),
         _tried("torch volume", lambda: _volume(device), device),
         _nerfacc(device),
+        _hash_grid(device),
     ]
 
 
@@ -79,6 +80,17 @@ def _nerfacc(device: torch.device) -> Trial:
 
     used = "" if device.type == "cuda" else "used on CUDA only, "
     return _tried("nerfacc", composite, device, f"{found}, {used}dense mode ")
+
+
+def _hash_grid(device: torch.device) -> Trial:
+    if (problem := fused_hash_grid.problem(device)) is not None:
+        return Trial("fused hash grid", True, f"not used: {problem}; hash grids are encoded by torch")
+
+    def encode() -> None:
+        scene = HashGrid(generator=torch.Generator(device).manual_seed(0))
+        scene.encode(torch.rand(_SIZE**2, 3, device=device)).sum().backward()
+
+    return _tried("fused hash grid", encode, device)
 
 
 def _tried(name: str, trial: Callable[[], None], device: torch.device, before: str = "") -> Trial:

@@ -25,7 +25,7 @@ def test_gsplat_without_cuda_is_refused_and_auto_is_torch() -> None:
 def test_doctor_tries_every_backend() -> None:
     """One line each: its time where it runs, the reason where it does not; what is optional is no failure."""
     found = {trial.name: trial for trial in backends.examine()}
-    assert list(found) == ["torch splat", "gsplat", "torch volume", "nerfacc"]
+    assert list(found) == ["torch splat", "gsplat", "torch volume", "nerfacc", "fused hash grid"]
     assert all(trial.ok and "\n" not in trial.found for trial in found.values())
     for name in ("torch splat", "torch volume"):
         assert " ms (64 x 64" in found[name].found
