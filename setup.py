@@ -61,7 +61,7 @@ setup(
     extras_require={
         "gsplat": ["gsplat>=1.5"],  # draws Gaussians on CUDA; builds its kernels at the first use
         "t5": ["protobuf>=4", "sentencepiece>=0.2"],  # reads the tokenizers of Stable Diffusion 3 and DeepFloyd IF
-        "test": ["hypothesis>=6", "plyfile>=1", "pytest>=8"],
+        "test": ["hypothesis>=6", "plyfile>=1", "pytest>=8", "pytest-xdist>=3.6"],
         "dev": ["mypy>=1.11", "ruff>=0.6"],
     },
     entry_points={"console_scripts": ["carv3d = carv3d.cli:main"]},
