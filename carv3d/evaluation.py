@@ -18,7 +18,7 @@ from carv3d.mesh import load
 from carv3d.renderers.mesh import render_mesh
 from carv3d.results import render_views
 from carv3d.runs import Run
-from carv3d.shapes import ALL_THINGS, SHAPES, Thing, colourise, palette, parse, shade_maps
+from carv3d.shapes import ALL_THINGS, Gallery, Thing, parse
 
 # Angles between those of the previews; training cameras are random, so every fixed camera is held out.
 _AZIMUTHS = [10.0, 100.0, -170.0, -80.0, 55.0, 145.0, -125.0, -35.0, 30.0, 120.0, -150.0, -60.0]
@@ -51,17 +51,16 @@ class Judge:
     def __init__(self, size: int = 64) -> None:
         """Render the world; takes seconds, so keep the judge."""
         self.cameras = held_out_cameras(size)
-        self._maps = {shape: shade_maps(shape, self.cameras) for shape in SHAPES}
+        self._gallery = Gallery(self.cameras)
 
     def truth(self, thing: Thing) -> tuple[Tensor, Tensor]:
         """rgb (12, 3, H, W) and opacity (12, 1, H, W) of an object."""
-        maps = self._maps[thing.shape]
-        return colourise(maps, palette(thing.colour)), maps[:, -1:]
+        return self._gallery.truth(thing), self._gallery.opacity(thing)
 
     def score(self, thing: Thing, rgb: Tensor, opacity: Tensor) -> Score:
         """Compare rgb (12, 3, H, W) on white and opacity (12, 1, H, W) with the true object's."""
-        errors = {other: (self.truth(other)[0] - rgb).square().mean().item() for other in ALL_THINGS}
-        rank = 1 + sum(error < errors[thing] for error in errors.values())
+        errors = self._gallery.errors(rgb).mean(1)
+        rank = 1 + int((errors < errors[ALL_THINGS.index(thing)]).sum())
         return Score(*self.fidelity(thing, rgb, opacity), rank)
 
     def fidelity(self, thing: Thing, rgb: Tensor, opacity: Tensor) -> tuple[float, float]:

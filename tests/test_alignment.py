@@ -38,13 +38,13 @@ def test_directions_are_those_of_transformers(folder: Path) -> None:
 
 
 def test_alignment_of_known_directions(folder: Path, monkeypatch: pytest.MonkeyPatch) -> None:
-    """Two views see the prompt, one another prompt, one nothing; opposite directions count as 0."""
+    """Two views are nearest to the prompt, two to others; opposite directions count as 0."""
     clip = Clip(str(folder))
-    views = torch.tensor([[1.0, 0, 0], [0.8, 0.6, 0], [0, 1, 0], [-0.6, 0, 0.8]])
+    views = torch.tensor([[1.0, 0, 0], [0.8, 0.6, 0], [0.6, 0.8, 0], [-0.6, 0, 0.8]])
     monkeypatch.setattr(clip, "pictures", lambda _: views)
     monkeypatch.setattr(clip, "texts", lambda texts: torch.eye(3)[: len(texts)])
     found = clip.alignment(torch.zeros(4, 3, 8, 8), "a fox", PROMPTS)
-    assert found.clip_score == pytest.approx(100 * (1 + 0.8) / 4) and found.r_precision == 0.5
+    assert found.clip_score == pytest.approx(100 * (1 + 0.8 + 0.6) / 4) and found.r_precision == 0.5
     assert clip.alignment(torch.zeros(4, 3, 8, 8), "A Fox", ["a fox"]).r_precision == 1  # it is not its own rival
 
 

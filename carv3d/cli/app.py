@@ -45,11 +45,16 @@ AsJson = Annotated[bool, typer.Option("--json", help="Print one JSON object.")]
 Words = Annotated[list[str] | None, typer.Argument(metavar="[PROMPT] [CONFIG] [KEY=VALUE]...", show_default=False)]
 
 
+def overrides_among(words: list[str]) -> list[str]:
+    """The words that are KEY=VALUE."""
+    return [word for word in words if re.match(r"[A-Za-z_][\w.]*=", word)]
+
+
 def sort_words(words: list[str]) -> tuple[str | None, str | None, list[str]]:
     """The config's name, the prompt and the overrides among the words of a command line."""
     from carv3d.config import find_config
 
-    overrides = [w for w in words if re.match(r"[A-Za-z_][\w.]*=", w)]
+    overrides = overrides_among(words)
     config = prompt = None
     for word in (w for w in words if w not in overrides):
         is_config = word.endswith((".yaml", ".yml"))

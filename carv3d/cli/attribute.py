@@ -11,7 +11,7 @@ from typing import Annotated, Any
 import typer
 
 from carv3d import __version__
-from carv3d.cli.app import AsJson, app, console
+from carv3d.cli.app import AsJson, app, console, overrides_among
 from carv3d.errors import UserError
 
 
@@ -78,7 +78,7 @@ def _sort(words: list[str]) -> tuple[list[str], Path | None, list[str]]:
 
     from carv3d.config import find_config
 
-    overrides = [w for w in words if re.match(r"[A-Za-z_][\w.]*=", w)]
+    overrides = overrides_among(words)
     found: list[str] = []
     source: Path | None = None
     for word in (w for w in words if w not in overrides):

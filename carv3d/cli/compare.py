@@ -3,7 +3,6 @@
 from __future__ import annotations
 
 import json
-import re
 import shlex
 import sys
 from pathlib import Path
@@ -11,7 +10,7 @@ from typing import Annotated
 
 import typer
 
-from carv3d.cli.app import DEFAULT_CONFIG, AsJson, app, console
+from carv3d.cli.app import DEFAULT_CONFIG, AsJson, app, console, overrides_among
 from carv3d.errors import UserError
 
 
@@ -42,7 +41,7 @@ def compare(
     from carv3d.config import find_config, load, validate
 
     words = words or []
-    overrides = [w for w in words if re.match(r"[A-Za-z_][\w.]*=", w)]
+    overrides = overrides_among(words)
     for word in overrides:
         if word.startswith(("prompt=", "seed=")):
             raise UserError(f"{word}: a comparison takes its prompts from --prompts FILE and its seeds from --seeds N")

@@ -17,7 +17,7 @@ from torch import Tensor
 
 from carv3d.distillation.networks import Denoiser
 from carv3d.estimator import Residual
-from carv3d.sampling import Proposal, noise, strata
+from carv3d.sampling import Proposal, draws
 from carv3d.teachers import DiffusersTeacher
 from carv3d.teachers.diffusers_pipeline import TextCondition
 
@@ -54,8 +54,9 @@ def denoising_loss(fake: Denoiser, z: Tensor, condition: TextCondition, q: Propo
 
     The N timesteps are stratified over the batch; a scalar with a graph.
     """
-    t = q.icdf(strata(len(z), 1, "global", rng))[:, 0]
-    eps = noise(len(z), 1, z.shape[1:], rng, z.dtype)[:, 0]
+    t, eps = (
+        found[:, 0] for found in draws(len(z), 1, z.shape[1:], q, rng, z.dtype, kind="global", coupling="independent")
+    )
     alpha, sigma = fake.schedule.at(t, z)
     target = alpha * eps - sigma * z if fake.prediction == "v_prediction" else eps
     return (fake.predict(alpha * z + sigma * eps, t, condition) - target).square().mean()

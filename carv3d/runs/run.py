@@ -19,6 +19,7 @@ import shlex
 import shutil
 import sys
 import unicodedata
+from abc import ABC, abstractmethod
 from collections.abc import Mapping, Sequence
 from functools import cached_property
 from pathlib import Path
@@ -42,7 +43,7 @@ _C = TypeVar("_C")
 _SLUG_LENGTH = 48  # characters; four bytes each at most, which a file name of 255 bytes holds
 
 
-class RunFolder(Generic[_C]):
+class RunFolder(ABC, Generic[_C]):
     """A run's folder. Make one with `create` or `open`; close it, or use it in a `with`.
 
     One process at a time may write to a run: it holds a lock, which the system releases however it ends.
@@ -148,9 +149,9 @@ class RunFolder(Generic[_C]):
         return all((path / name).is_file() for name in ("config.yaml", "environment.json"))
 
     @classmethod
+    @abstractmethod
     def name_of(cls, config: _C) -> str:
         """What a run's folder is named after."""
-        raise NotImplementedError
 
     @cached_property
     def config(self) -> _C:

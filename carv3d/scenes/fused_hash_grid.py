@@ -159,7 +159,8 @@ def _tried(device: str) -> str | None:
         try:
             table = torch.ones(8, 2, device=device, requires_grad=True)
             one, zero = (torch.full((1,), value, device=device) for value in (1, 0))
-            encode(table, torch.rand(3, 3, device=device), one, zero, 7, 1).sum().backward()
+            with torch.enable_grad():  # the first to ask may be a pass without gradients
+                encode(table, torch.rand(3, 3, device=device), one, zero, 7, 1).sum().backward()
             return None
         except Exception as error:  # a compiler that is not there, an architecture that it does not know
             found = " ".join(str(error).split())[:200] or type(error).__name__

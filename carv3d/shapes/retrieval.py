@@ -23,6 +23,10 @@ class Gallery:
         """An object's pictures (V, 3, H, W) in [0, 1], on white."""
         return colourise(self._maps[thing.shape], palette(thing.colour))
 
+    def opacity(self, thing: Thing) -> Tensor:
+        """An object's silhouettes (V, 1, H, W) in [0, 1]."""
+        return self._maps[thing.shape][:, -1:]
+
     def picture(self, thing: Thing, camera: int) -> Tensor:
         """An object's picture (3, H, W) from one of the cameras."""
         return colourise(self._maps[thing.shape][camera : camera + 1], palette(thing.colour))[0]
