@@ -82,11 +82,12 @@ def renderer(config: schema.Config, device: torch.device) -> Renderer[Any]:
         UserError: the config asks for a backend that does not work here.
     """
     arguments = asdict(config.renderer)
-    backend, background = arguments.pop("backend"), arguments.pop("background")
-    background = tuple(background) if isinstance(background, list) else background
+    if isinstance(arguments["background"], list):
+        arguments["background"] = tuple(arguments["background"])
     if isinstance(config.scene, schema.Gaussians):
-        return SplatRenderer(background=background, backend=backend, device=device).to(device)
-    return VolumeRenderer(background=background, **arguments).to(device)
+        shared = {key: arguments[key] for key in ("background", "backend")}
+        return SplatRenderer(**shared, device=device).to(device)
+    return VolumeRenderer(**arguments, device=device).to(device)
 
 
 def camera_sampler(config: schema.Config) -> CameraSampler:

@@ -32,8 +32,5 @@ def orientation(render: Render) -> Tensor:
     samples = render.samples
     if samples is None or samples.normals is None:
         raise ValueError("the orientation loss needs samples with normals: render with normals=True")
-    rays, per_ray = samples.weights.shape
-    weights = samples.weights.detach().view(-1)[samples.index]
-    directions = samples.directions[samples.index // per_ray]
-    away = (samples.normals * directions).sum(-1).clamp_min(0)
-    return (weights * away.square()).sum() / rays
+    away = (samples.normals * samples.directions[samples.ray]).sum(-1).clamp_min(0)
+    return (samples.weights.detach() * away.square()).sum() / len(samples.directions)

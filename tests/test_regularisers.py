@@ -39,11 +39,11 @@ def test_gradients_push_towards_empty_or_full() -> None:
 
 def test_orientation_counts_visible_samples_that_face_away() -> None:
     """Mean over rays of w max(0, n.d)^2, for the samples kept, with no gradient through the weights."""
-    weights = torch.tensor([[0.5, 0.25], [0.0, 0.125]], requires_grad=True)
+    weights = torch.tensor([0.5, 0.25, 0.125], requires_grad=True)
     directions = torch.tensor([[1.0, 0, 0], [0, 0, -1.0]])
     # Kept: both samples of the first ray (one faces the camera, one 60 degrees away), one of the second.
     normals = torch.tensor([[-1.0, 0, 0], [0.5, math.sqrt(0.75), 0], [0, 0, -1.0]], requires_grad=True)
-    samples = RaySamples(weights, torch.tensor([0, 1, 3]), directions, normals)
+    samples = RaySamples(weights, torch.tensor([0, 0, 1]), torch.tensor([1.0, 2.0, 2.0]), directions, normals)
     value = orientation(render(torch.zeros(2), samples))
     assert value.item() == pytest.approx((0.25 * 0.25 + 0.125) / 2)
     value.backward()
@@ -53,7 +53,7 @@ def test_orientation_counts_visible_samples_that_face_away() -> None:
 
 def test_orientation_needs_normals() -> None:
     """A silent zero would hide that the render was made without them."""
-    samples = RaySamples(torch.ones(1, 1), torch.tensor([0]), torch.ones(1, 3), None)
+    samples = RaySamples(torch.ones(1), torch.tensor([0]), torch.ones(1), torch.ones(1, 3), None)
     for image in (render(torch.zeros(1)), render(torch.zeros(1), samples)):
         with pytest.raises(ValueError, match="normals=True"):
             orientation(image)

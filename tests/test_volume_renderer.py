@@ -115,7 +115,9 @@ def test_weights_sum_to_opacity_and_pixels_mix_colour_and_background() -> None:
         Solid(density=3.0, radius=0.7), camera(), training=False
     )
     assert render.samples is not None
-    torch.testing.assert_close(render.samples.weights.sum(-1), render.opacity.flatten())
+    samples = render.samples
+    sums = torch.zeros(len(samples.directions)).index_add(0, samples.ray, samples.weights)
+    torch.testing.assert_close(sums, render.opacity.flatten())
     mixed = [render.opacity * a + (1 - render.opacity) * b for a, b in ((0.9, 0.0), (0.2, 0.25), (0.1, 1.0))]
     torch.testing.assert_close(render.rgb, torch.cat(mixed, 1))
 
@@ -149,7 +151,7 @@ def test_normals_of_a_ball_point_outward() -> None:
     assert render.normal is not None and render.samples is not None and render.samples.normals is not None
     torch.testing.assert_close(render.normal[full], outward[full], atol=0.03, rtol=0)
     assert (render.normal.norm(dim=1, keepdim=True) <= render.opacity + 1e-5).all()
-    assert render.samples.normals.shape == (len(render.samples.index), 3)
+    assert render.samples.normals.shape == (len(render.samples.ray), 3)
 
 
 def centre_of(render: Render) -> tuple[float, float]:
@@ -203,8 +205,7 @@ def test_pruned_equals_unpruned_where_cells_are_empty() -> None:
         scene.zero_grad()
         (render.rgb.square().sum() + render.depth.mean()).backward()
         assert render.samples is not None and scene.grid.grad is not None and render.normal is not None
-        kept = len(render.samples.index) / render.samples.weights.numel()
-        results.append((render.rgb, render.depth, render.normal, scene.grid.grad.clone(), kept))
+        results.append((render.rgb, render.depth, render.normal, scene.grid.grad.clone(), len(render.samples.ray)))
     for dense, pruned in zip(results[0][:-1], results[1][:-1], strict=True):
         torch.testing.assert_close(pruned, dense, atol=1e-5, rtol=1e-4)
     assert results[1][-1] < 0.25 * results[0][-1]

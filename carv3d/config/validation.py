@@ -122,8 +122,9 @@ def _cameras(config: schema.Config) -> Iterator[Rule]:
 
 def _renderer(config: schema.Config) -> Iterator[Rule]:
     renderer = config.renderer
-    fits = renderer.backend != "gsplat" or isinstance(config.scene, schema.Gaussians)
-    yield "renderer.backend", renderer.backend, fits, f"auto or torch with scene.type={config.scene.type}"
+    package = "gsplat" if isinstance(config.scene, schema.Gaussians) else "nerfacc"
+    fits = renderer.backend in ("auto", "torch", package)
+    yield "renderer.backend", renderer.backend, fits, f"auto, torch or {package} with scene.type={config.scene.type}"
     yield from at_least(renderer, "renderer", samples=1, occupancy_resolution=0, occupancy_every=1)
     cells = renderer.occupancy_resolution
     yield "renderer.occupancy_resolution", cells, cells <= 256, "at most 256"

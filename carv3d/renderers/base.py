@@ -21,18 +21,20 @@ EMPTY = 1e-4
 class RaySamples:
     """The samples that a volume renderer took, for the regularisers that look inside the volume.
 
-    Of the rays x S samples only M were asked of the scene: those in cells that may hold something.
+    Of the S samples a ray only M in all were asked of the scene: those in cells that may hold something. They lie ray
+    after ray, near ones first.
 
     Attributes:
-        weights: (rays, S) contribution of each sample to its pixel; a row sums to the pixel's opacity. Rays
-            are the pixels of all R images, row by row.
-        index: (M,) where the samples asked of the scene lie in `weights.view(-1)`, increasing.
+        weights: (M,) contribution of each to its pixel; a ray's sum to the pixel's opacity.
+        ray: (M,) int64, which ray; rays are the pixels of all R images, row by row.
+        t: (M,) distance along the ray, world units.
         directions: (rays, 3) unit vectors from the camera.
         normals: (M, 3) the density's unit normals, or None if not asked for.
     """
 
     weights: Tensor
-    index: Tensor
+    ray: Tensor
+    t: Tensor
     directions: Tensor
     normals: Tensor | None
 

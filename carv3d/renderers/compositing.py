@@ -1,66 +1,52 @@
-"""Densities along rays to weights, and weights to pixels: torch, and nerfacc's dense mode on CUDA.
+"""Densities along rays to weights, and weights to pixels, in plain torch; `nerfacc_backend` is the CUDA twin.
 
-Samples are dense, (rays, S): S intervals a ray, in order. Quadrature of Max (1995), as in NeRF (Mildenhall et
-al. 2020): within an interval the density is constant.
+Quadrature of Max (1995), as in NeRF (Mildenhall et al. 2020): within an interval the density is constant.
 """
 
 from __future__ import annotations
 
-import importlib
-import importlib.util
-from functools import cache
+from collections.abc import Sequence
 
 import torch
 from torch import Tensor
 
-
-@cache
-def _has_nerfacc() -> bool:
-    return importlib.util.find_spec("nerfacc") is not None
+from carv3d.renderers.occupancy import Occupancy
+from carv3d.renderers.rays import Rays
 
 
-def render_weights(density: Tensor, t_starts: Tensor, t_ends: Tensor) -> Tensor:
-    """Weight of every sample in its pixel, (rays, S); a row sums to the pixel's opacity.
+def kept(rays: Rays, occupancy: Occupancy | None, bound: float) -> Tensor:
+    """Index (M,) of rays x S, increasing, of the samples that lie in the cube and in occupied cells."""
+    hit = (rays.length > 0)[:, None]
+    if occupancy is None:
+        asked = hit.expand(-1, rays.samples)
+    else:
+        asked = hit & occupancy.at(rays.origins, rays.directions, rays.distances(), bound)
+    return asked.reshape(-1).nonzero()[:, 0]
+
+
+def composite(
+    rays: Rays, index: Tensor, density: Tensor, values: Sequence[Tensor]
+) -> tuple[Tensor, Tensor, list[Tensor]]:
+    """Add up samples along rays; there is nothing between them.
 
     Args:
-        density: (rays, S) per world unit.
-        t_starts, t_ends: (rays, S) where the intervals start and end along the ray, world units.
+        rays: on any device.
+        index: (M,) of rays x S, increasing: which samples these are.
+        density: (M,) per world unit.
+        values: each (M, D).
+
+    Returns:
+        weights (M,), each sample's contribution to its pixel; opacity (rays, 1), their sums; and of each of the
+        values the sum of weight times value, (rays, D).
     """
-    # The device decides, not an attempt that may fail: a failed JIT build would spoil nerfacc's later calls.
-    if density.is_cuda and _has_nerfacc():
-        return nerfacc_weights(density, t_starts, t_ends)
-    return torch_weights(density, t_starts, t_ends)
+    count, samples = len(rays.length), rays.samples
 
+    def dense(channel: Tensor) -> Tensor:
+        return channel.new_zeros(count * samples).index_copy(0, index, channel).view(count, samples)
 
-def accumulate(weights: Tensor, values: Tensor) -> Tensor:
-    """Sum along rays of weights (rays, S) times values (D, rays, S): (rays, D).
-
-    Values come channel by channel: on CPU sums over the innermost axis are 3 times quicker.
-    """
-    if weights.is_cuda and _has_nerfacc():
-        return nerfacc_accumulate(weights, values)
-    return torch_accumulate(weights, values)
-
-
-def torch_weights(density: Tensor, t_starts: Tensor, t_ends: Tensor) -> Tensor:
-    """`render_weights` in torch, on any device."""
-    thickness = density * (t_ends - t_starts)
+    thickness = dense(density) * rays.length[:, None]
     transmittance = (thickness - thickness.cumsum(-1)).exp()
-    return -transmittance * torch.expm1(-thickness)
-
-
-def torch_accumulate(weights: Tensor, values: Tensor) -> Tensor:
-    """`accumulate` in torch, on any device."""
-    return (weights * values).sum(-1).T
-
-
-def nerfacc_weights(density: Tensor, t_starts: Tensor, t_ends: Tensor) -> Tensor:
-    """`render_weights` by nerfacc, on any device: its dense mode needs no CUDA."""
-    weights: Tensor = importlib.import_module("nerfacc").render_weight_from_density(t_starts, t_ends, density)[0]
-    return weights
-
-
-def nerfacc_accumulate(weights: Tensor, values: Tensor) -> Tensor:
-    """`accumulate` by nerfacc, on any device."""
-    sums: Tensor = importlib.import_module("nerfacc").accumulate_along_rays(weights, values.permute(1, 2, 0))
-    return sums
+    weights = -transmittance * torch.expm1(-thickness)
+    # Channel by channel: on CPU sums over the innermost axis are 3 times quicker.
+    sums = [torch.stack([(weights * dense(channel)).sum(-1) for channel in value.T], -1) for value in values]
+    return weights.view(-1).index_select(0, index), weights.sum(-1, keepdim=True), sums

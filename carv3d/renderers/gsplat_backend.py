@@ -3,13 +3,13 @@
 from __future__ import annotations
 
 import importlib
-import importlib.util
 from functools import cache
 
 import torch
 from torch import Tensor
 
 from carv3d.cameras import Cameras
+from carv3d.kernels import unusable
 from carv3d.renderers.projection import DILATION, NEAR
 from carv3d.scenes import Footprints, Gaussians
 
@@ -17,11 +17,8 @@ from carv3d.scenes import Footprints, Gaussians
 @cache
 def problem(device: torch.device) -> str | None:
     """Why gsplat cannot be used on a device, in one line; None if it can. Builds its kernels the first time."""
-    if importlib.util.find_spec("gsplat") is None:
-        return "gsplat is not installed"
-    if device.type != "cuda" or not torch.cuda.is_available():
-        return "gsplat needs a CUDA device"
-    try:
+
+    def trial() -> None:
         one = torch.ones(1, 3, device=device)
         view = torch.eye(4, device=device)[None]
         view[0, 2, 3] = 3
@@ -29,9 +26,8 @@ def problem(device: torch.device) -> str | None:
         importlib.import_module("gsplat").rasterization(
             0 * one, torch.eye(4, device=device)[:1], 0.1 * one, 0.5 * one[:, 0], one, view, intrinsics, 16, 16
         )
-    except Exception as error:  # a compiler's or loader's failure has no type of its own
-        return "gsplat does not run: " + " ".join(str(error).split())[:200]
-    return None
+
+    return unusable("gsplat", device, trial)
 
 
 def rasterise(scene: Gaussians, colours: Tensor, cameras: Cameras, view: Tensor) -> tuple[Tensor, Footprints]:

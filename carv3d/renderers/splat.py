@@ -2,23 +2,16 @@
 
 from __future__ import annotations
 
-import logging
-from typing import Literal
-
 import torch
 from torch import Tensor
 
 from carv3d.cameras import Cameras
-from carv3d.errors import UserError
 from carv3d.renderers import gsplat_backend
+from carv3d.renderers.backend import Backend, choose
 from carv3d.renderers.base import EMPTY, Background, Render, Renderer
 from carv3d.renderers.projection import Projected, project, views
 from carv3d.renderers.splatting import Boxes, composite
 from carv3d.scenes import Footprints, Gaussians
-
-log = logging.getLogger(__name__)
-
-Backend = Literal["auto", "torch", "gsplat"]
 
 
 class SplatRenderer(Renderer[Gaussians]):
@@ -37,7 +30,7 @@ class SplatRenderer(Renderer[Gaussians]):
         self, *, background: Background = "white", backend: Backend = "auto", device: torch.device | None = None
     ) -> None:
         super().__init__(background)
-        self.backend = _choose(backend, device or torch.device("cpu"))
+        self.backend = choose(backend, "gsplat", gsplat_backend.problem, device or torch.device("cpu"))
 
     def forward(
         self,
@@ -79,18 +72,6 @@ class SplatRenderer(Renderer[Gaussians]):
         depth = torch.where(opacity > EMPTY, depth / opacity.clamp_min(EMPTY) * length, beyond)
         normal = _normals(depth, origins, directions) * opacity if normals else None
         return Render(rgb, opacity, depth, normal, None, footprints)
-
-
-def _choose(backend: Backend, device: torch.device) -> Literal["torch", "gsplat"]:
-    if backend == "torch":
-        return "torch"
-    problem = gsplat_backend.problem(device)
-    if problem is None:
-        return "gsplat"
-    if backend == "gsplat":
-        raise UserError(f"renderer.backend=gsplat, but {problem}: use renderer.backend=torch, or see `carv3d doctor`")
-    log.info("splats are drawn by torch: %s", problem)
-    return "torch"
 
 
 def _rasterise(scene: Gaussians, colours: Tensor, cameras: Cameras) -> tuple[Tensor, Footprints]:
