@@ -8,16 +8,14 @@ from dataclasses import dataclass
 from importlib.metadata import PackageNotFoundError, version
 
 import torch
-from torch import Tensor
 
 from carv3d.cameras import orbit
-from carv3d.renderers import SplatRenderer, VolumeRenderer, gsplat_backend
-from carv3d.renderers.compositing import nerfacc_accumulate, nerfacc_weights
-from carv3d.renderers.splat import Backend
+from carv3d.renderers import SplatRenderer, VolumeRenderer, gsplat_backend, nerfacc_backend
+from carv3d.renderers.backend import Backend
 from carv3d.scenes import Gaussians, HashGrid, VoxelGrid, fused_hash_grid
 
 _SIZE = 64  # pixels a side
-_RAYS = (_SIZE**2, 32)  # of nerfacc's trial, and samples on each
+_POINTS = 2**15  # of the hash grid's trial
 _ROUNDS = 3
 
 
@@ -33,88 +31,97 @@ class Trial:
     found: str
 
 
+@dataclass(frozen=True)
+class _Work:
+    """Something that torch does on any device: its name, what is done, and what makes it ready to be done."""
+
+    name: str
+    what: str
+    ready: Callable[[], Callable[[], None]]
+
+
 def examine() -> list[Trial]:
-    """Try every backend on the device that runs go to; takes a second or two."""
+    """Try every backend on the device that runs go to; takes a few seconds, and minutes where kernels are built.
+
+    Of what takes torch's place: whether it is installed, builds and runs, and its time over torch's.
+    """
     device = torch.device("cuda" if torch.cuda.is_available() else "cpu")
+    picture = f"{_SIZE} x {_SIZE}, forward and backward"
+    splat = _Work("torch splat", picture, lambda: _splat(device, "torch"))
+    volume = _Work("torch volume", picture, lambda: _volume(device, "torch"))
+    grid = _Work("torch hash grid", f"{_POINTS} points, forward and backward", lambda: _encoding(device, fused=False))
+    fused = "fused hash grid"
     return [
-        _tried("torch splat", lambda: _splat(device, "torch"), device),
-        _gsplat(device),
-        _tried("torch volume", lambda: _volume(device), device),
-        _nerfacc(device),
-        _hash_grid(device),
+        *_compared(splat, "gsplat", "gsplat", gsplat_backend.problem, lambda: _splat(device, "gsplat"), device),
+        *_compared(volume, "nerfacc", "nerfacc", nerfacc_backend.problem, lambda: _volume(device, "nerfacc"), device),
+        *_compared(grid, fused, "triton", fused_hash_grid.problem, lambda: _encoding(device, fused=True), device),
     ]
 
 
-def _splat(device: torch.device, backend: Backend) -> None:
+def _compared(
+    work: _Work,
+    name: str,
+    package: str,
+    problem: Callable[[torch.device], str | None],
+    ready: Callable[[], Callable[[], None]],
+    device: torch.device,
+) -> tuple[Trial, Trial]:
+    """The trial of torch, and that of `name`, which takes its place where `package` is and works."""
+    reference = _seconds(work.ready, device)
+    if isinstance(reference, str):
+        first = Trial(work.name, False, reference)
+    else:
+        first = Trial(work.name, True, f"runs on {device.type}: {1000 * reference:.1f} ms ({work.what})")
+    try:
+        before = f"{package} {version(package)} is installed"
+    except PackageNotFoundError:
+        return first, Trial(name, True, f"{package} is not installed; torch takes its place")
+    if (found := problem(device)) is not None:
+        return first, Trial(name, True, f"{before}; torch takes its place: {found}")
+    mine = _seconds(ready, device)
+    if isinstance(mine, str):
+        return first, Trial(name, False, f"{before}, builds, {mine}")
+    ratio = "" if isinstance(reference, str) else f", {mine / reference:.2f} of torch's"
+    return first, Trial(name, True, f"{before}, builds, runs on {device.type}: {1000 * mine:.1f} ms{ratio}")
+
+
+def _splat(device: torch.device, backend: Backend) -> Callable[[], None]:
     rng = torch.Generator(device).manual_seed(0)
+    scene, cameras = Gaussians(count=1000, generator=rng), orbit(1, height=_SIZE, width=_SIZE).to(device)
     renderer = SplatRenderer(backend=backend, device=device)
-    render = renderer(Gaussians(count=1000, generator=rng), orbit(1, height=_SIZE, width=_SIZE).to(device), rng)
-    render.rgb.mean().backward()
+    return lambda: renderer(scene, cameras, rng).rgb.mean().backward()
 
 
-def _volume(device: torch.device) -> None:
+def _volume(device: torch.device, backend: Backend) -> Callable[[], None]:
     rng = torch.Generator(device).manual_seed(0)
-    render = VolumeRenderer().to(device)(VoxelGrid(generator=rng), orbit(1, height=_SIZE, width=_SIZE).to(device), rng)
-    render.rgb.mean().backward()
+    scene, cameras = VoxelGrid(generator=rng), orbit(1, height=_SIZE, width=_SIZE).to(device)
+    renderer = VolumeRenderer(backend=backend, device=device).to(device)
+    renderer.update_occupancy(scene, 0, rng)
+    return lambda: renderer(scene, cameras, rng).rgb.mean().backward()
 
 
-def _gsplat(device: torch.device) -> Trial:
-    found = _installed("gsplat")
-    if found is None:
-        return Trial("gsplat", True, "not installed; splats are drawn by torch (pip install gsplat, for CUDA)")
-    if (problem := gsplat_backend.problem(device)) is not None:
-        return Trial("gsplat", True, f"{found} installed, not used: {problem}")
-    return _tried("gsplat", lambda: _splat(device, "gsplat"), device, f"{found}, ")
+def _encoding(device: torch.device, *, fused: bool) -> Callable[[], None]:
+    rng = torch.Generator(device).manual_seed(0)
+    scene = HashGrid(log2_table=15, generator=rng)
+    points = 2 * torch.rand(_POINTS, 3, generator=rng, device=device) - 1
+    return lambda: scene.encode(points, fused=fused).sum().backward()
 
 
-def _nerfacc(device: torch.device) -> Trial:
-    found = _installed("nerfacc")
-    if found is None:
-        return Trial("nerfacc", True, "not installed; volumes are composited by torch (pip install nerfacc)")
-
-    def composite() -> None:
-        density: Tensor = torch.ones(_RAYS, device=device, requires_grad=True)
-        ends = torch.arange(1.0, _RAYS[1] + 1, device=device).expand(_RAYS)
-        weights = nerfacc_weights(density, ends - 1, ends)
-        nerfacc_accumulate(weights, weights[None]).mean().backward()
-
-    used = "" if device.type == "cuda" else "used on CUDA only, "
-    return _tried("nerfacc", composite, device, f"{found}, {used}dense mode ")
-
-
-def _hash_grid(device: torch.device) -> Trial:
-    if (problem := fused_hash_grid.problem(device)) is not None:
-        return Trial("fused hash grid", True, f"not used: {problem}; hash grids are encoded by torch")
-
-    def encode() -> None:
-        scene = HashGrid(generator=torch.Generator(device).manual_seed(0))
-        scene.encode(torch.rand(_SIZE**2, 3, device=device)).sum().backward()
-
-    return _tried("fused hash grid", encode, device)
-
-
-def _tried(name: str, trial: Callable[[], None], device: torch.device, before: str = "") -> Trial:
-    """Run a trial, a few times for its best time."""
+def _seconds(ready: Callable[[], Callable[[], None]], device: torch.device) -> float | str:
+    """The best time of a few; or that it fails, in one line."""
     seconds = []
     try:
+        once = ready()
         for _ in range(_ROUNDS):
             started = _now(device)
-            trial()
+            once()
             seconds.append(_now(device) - started)
     except Exception as error:  # whatever it is, it is what the user must see
-        return Trial(name, False, f"{before}fails: " + " ".join(str(error).split())[:200])
-    what = f"{_SIZE} x {_SIZE}, forward and backward"
-    return Trial(name, True, f"{before}runs on {device.type}: {1000 * min(seconds):.0f} ms ({what})")
+        return "fails: " + " ".join(str(error).split())[:200]
+    return min(seconds)
 
 
 def _now(device: torch.device) -> float:
     if device.type == "cuda":
         torch.cuda.synchronize(device)
     return time.perf_counter()
-
-
-def _installed(package: str) -> str | None:
-    try:
-        return version(package)
-    except PackageNotFoundError:
-        return None

@@ -2,7 +2,11 @@
 
 from __future__ import annotations
 
+import logging
+import time
+from collections.abc import Callable
 from importlib.util import find_spec
+from pathlib import Path
 
 import pytest
 import torch
@@ -11,8 +15,10 @@ from carv3d import backends
 from carv3d.cameras import Cameras
 from carv3d.errors import UserError
 from carv3d.renderers import SplatRenderer
+from carv3d.renderers.backend import Backend, choose
 from carv3d.scenes import Footprints
 from tests.gaussians import cloud
+from tests.test_cli import carv3d
 
 
 def test_gsplat_without_cuda_is_refused_and_auto_is_torch() -> None:
@@ -22,14 +28,70 @@ def test_gsplat_without_cuda_is_refused_and_auto_is_torch() -> None:
         SplatRenderer(backend="gsplat", device=torch.device("cpu"))
 
 
+@pytest.mark.parametrize("package", ["gsplat", "nerfacc"])
+def test_the_choice(package: Backend, caplog: pytest.LogCaptureFixture) -> None:
+    """What works is taken; what does not is said in one line of the log, or refused if it was asked for by name."""
+    device, asked = torch.device("cuda"), []
+
+    def works(device: torch.device) -> None:
+        asked.append(device)
+
+    def fails(device: torch.device) -> str:
+        return f"{package} does not build: no such flag"
+
+    caplog.set_level(logging.INFO)
+    assert choose("torch", package, works, device) == "torch" and not asked  # nothing is built for it
+    assert choose("auto", package, works, device) == choose(package, package, works, device) == package
+    assert caplog.messages == [] and asked == [device] * 2
+    assert choose("auto", package, fails, device) == "torch"
+    assert caplog.messages == [f"renderer.backend=auto is torch here: {package} does not build: no such flag"]
+    with pytest.raises(UserError, match=r"does not build: no such flag: use renderer\.backend=torch"):
+        choose(package, package, fails, device)
+    caplog.clear()
+    assert choose("auto", package, fails, torch.device("cpu")) == "torch"
+    assert caplog.messages == []  # on a CPU nothing is missing
+
+
+def test_a_run_with_a_backend_that_is_not_there_is_refused(tmp_path: Path, capsys: pytest.CaptureFixture[str]) -> None:
+    """Before the folder is made; and each backend draws one kind of scene."""
+    for words, reason in (
+        (("shapes", "renderer.backend=nerfacc"), "renderer.backend=nerfacc, but nerfacc"),
+        (("shapes", "renderer.backend=gsplat"), "auto, torch or nerfacc with scene.type=voxel_grid"),
+        (("gaussians", "renderer.backend=nerfacc"), "auto, torch or gsplat with scene.type=gaussians"),
+    ):
+        run = str(tmp_path / "run")
+        code, _, err = carv3d("generate", *words, "a red cone", "device=cpu", "--output", run, capsys=capsys)
+        assert code == 2 and reason in " ".join(err.split())
+        assert not (tmp_path / "run").exists()
+
+
 def test_doctor_tries_every_backend() -> None:
-    """One line each: its time where it runs, the reason where it does not; what is optional is no failure."""
+    """A pair of lines each: torch's time, and of what takes its place that too, or the reason why it does not."""
     found = {trial.name: trial for trial in backends.examine()}
-    assert list(found) == ["torch splat", "gsplat", "torch volume", "nerfacc", "fused hash grid"]
-    assert all(trial.ok and "\n" not in trial.found for trial in found.values())
-    for name in ("torch splat", "torch volume"):
-        assert " ms (64 x 64" in found[name].found
-    assert found["gsplat"].found and (torch.cuda.is_available() or " ms" not in found["gsplat"].found)
+    pairs = {"torch splat": "gsplat", "torch volume": "nerfacc", "torch hash grid": "fused hash grid"}
+    assert list(found) == [name for pair in pairs.items() for name in pair]
+    for name, other in pairs.items():
+        assert found[name].ok and " ms (" in found[name].found
+        assert found[other].ok and "\n" not in found[other].found
+        if not torch.cuda.is_available():
+            assert "torch takes its place" in found[other].found and " ms" not in found[other].found
+
+
+def test_doctor_gives_the_ratio_of_the_times(monkeypatch: pytest.MonkeyPatch) -> None:
+    """Where a package works; and one that builds and then draws nothing is a failure."""
+
+    def sleep(seconds: float) -> Callable[[], Callable[[], None]]:
+        return lambda: lambda: time.sleep(seconds)
+
+    def fails() -> Callable[[], None]:
+        raise RuntimeError("no kernel image\nfor this device")
+
+    device, work = torch.device("cpu"), backends._Work("torch", "sleep", sleep(0.01))
+    line = backends._compared(work, "quick", "torch", lambda device: None, sleep(0.04), device)[1]
+    assert line.ok and f"torch {torch.__version__} is installed, builds, runs on cpu: " in line.found
+    assert 2 < float(line.found.split(", ")[-1].split()[0]) < 8
+    line = backends._compared(work, "broken", "torch", lambda device: None, fails, device)[1]
+    assert not line.ok and line.found.endswith("builds, fails: no kernel image for this device")
 
 
 @pytest.mark.gpu

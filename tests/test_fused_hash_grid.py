@@ -5,6 +5,7 @@ from __future__ import annotations
 import importlib.util
 import subprocess
 import sys
+from pathlib import Path
 
 import pytest
 import torch
@@ -27,9 +28,8 @@ def compare(device: str) -> None:
     points = 4 * torch.rand(300, 3, generator=rng, device=device) - 2
     points[:2] = torch.tensor([[1.5, -1.5, 1.5], [0.0, 0.0, 0.0]], device=device)
     weight = torch.randn(300, 15, generator=rng, device=device)
-    unit = (points / 1.5 * 0.5 + 0.5).clamp(0, 1)
     found = []
-    for features in (scene.encode(points), scene._encode(unit)):
+    for features in (scene.encode(points), scene.encode(points, fused=False)):
         (gradient,) = torch.autograd.grad((features * weight).sum(), scene.table)
         found.append((features, gradient))
     torch.testing.assert_close(found[0], found[1], atol=1e-5, rtol=1e-5)
@@ -43,10 +43,37 @@ def test_interpreted_kernels_agree_with_torch() -> None:
     assert found.returncode == 0, found.stderr[-2000:]
 
 
+@pytest.mark.skipif(not HAS_TRITON, reason="triton is not installed: pip install triton")
+@pytest.mark.parametrize("capability", [80, 90])
+def test_kernels_compile_for_gpus_that_are_not_here(
+    capability: int, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    """Interpreting proves nothing about the compiler: PTX and machine code for an A100 and an H100."""
+    monkeypatch.setenv("TRITON_CACHE_DIR", str(tmp_path))  # compiled anew, and not among the user's
+    import triton
+    from triton.backends.compiler import GPUTarget
+    from triton.compiler import ASTSource
+
+    arrays = {
+        fused_hash_grid._forward: ("points", "table", "out"),
+        fused_hash_grid._backward: ("points", "grad", "grad_table"),
+    }
+    for kernel, names in arrays.items():
+        types = dict.fromkeys(names, "*fp32") | dict.fromkeys(("cells_of", "starts"), "*i64")
+        types |= dict.fromkeys(("count", "mask", "dense", "levels"), "i32")
+        constants = {"features": 2, "block": fused_hash_grid._BLOCK}
+        source = ASTSource(fn=kernel, signature=types | dict.fromkeys(constants, "constexpr"), constexprs=constants)
+        found = triton.compile(source, target=GPUTarget("cuda", capability, 32)).asm
+        assert f".target sm_{capability}" in found["ptx"]
+        assert found["cubin"][:4] == b"\x7fELF"
+        adds = "atom.global" in found["ptx"] or "red.global" in found["ptx"]
+        assert adds is (kernel is fused_hash_grid._backward)
+
+
 @pytest.mark.gpu
 def test_kernels_agree_with_torch_on_a_gpu() -> None:
     compare("cuda")
 
 
 def test_without_a_gpu_torch_is_used() -> None:
-    assert fused_hash_grid.problem(torch.device("cpu")) == "it needs CUDA"
+    assert fused_hash_grid.problem(torch.device("cpu")) == "the fused hash grid needs a CUDA device"

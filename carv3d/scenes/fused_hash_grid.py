@@ -18,6 +18,8 @@ from typing import Any
 import torch
 from torch import Tensor
 
+from carv3d.kernels import failure
+
 try:
     import triton
     import triton.language as tl
@@ -148,7 +150,7 @@ def encode(table: Tensor, unit: Tensor, cells: Tensor, starts: Tensor, mask: int
 def problem(device: torch.device) -> str | None:
     """Why the kernels cannot be used on a device, in one line; None if they can. Tried once, and logged."""
     if device.type != "cuda" and os.environ.get("TRITON_INTERPRET") != "1":
-        return "it needs CUDA"
+        return "the fused hash grid needs a CUDA device"
     return _tried(str(device))
 
 
@@ -163,6 +165,6 @@ def _tried(device: str) -> str | None:
                 encode(table, torch.rand(3, 3, device=device), one, zero, 7, 1).sum().backward()
             return None
         except Exception as error:  # a compiler that is not there, an architecture that it does not know
-            found = " ".join(str(error).split())[:200] or type(error).__name__
+            found = failure("fused hash grid", "run", error)
     log.info("the hash grid is encoded by torch: %s", found)
     return found

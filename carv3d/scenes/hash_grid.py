@@ -111,10 +111,15 @@ class HashGrid(RadianceField):
             self.weights.append(torch.nn.Parameter(weight))
             self.biases.append(torch.nn.Parameter(torch.zeros(fan_out, device=device)))
 
-    def encode(self, points: Tensor) -> Tensor:
-        """Features (N, levels * features) at points (N, 3); points outside the cube take its face's."""
+    def encode(self, points: Tensor, *, fused: bool = True) -> Tensor:
+        """Features (N, levels * features) at points (N, 3); points outside the cube take its face's.
+
+        Args:
+            points: world units.
+            fused: by one kernel where that works; False: by torch.
+        """
         unit = (points / self.bound * 0.5 + 0.5).clamp(0, 1)
-        if fused_hash_grid.problem(self.table.device) is None:
+        if fused and fused_hash_grid.problem(self.table.device) is None:
             layout = self.cells, self.starts, self.table_mask, self.dense_levels
             return fused_hash_grid.encode(self.table, unit.float(), *layout)
         return torch.cat([self._encode(part) for part in torch.split(unit, _CHUNK)])
