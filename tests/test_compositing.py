@@ -13,8 +13,8 @@ from carv3d.renderers.rays import Rays
 
 
 def rays_of(count: int, samples: int, length: Tensor) -> Rays:
-    zeros = length.new_zeros(count)
-    return Rays(zeros[:, None].expand(-1, 3), zeros[:, None].expand(-1, 3), zeros, length, zeros, samples)
+    nowhere = length.new_zeros(count, 3)
+    return Rays(nowhere, nowhere, length.new_zeros(count), length, samples)
 
 
 @settings(max_examples=25)

@@ -1,22 +1,28 @@
-"""The scripts that make and measure the built-in teacher, in the smallest size that runs."""
+"""The scripts, in the smallest size that runs."""
 
 from __future__ import annotations
 
+import importlib.util
 import json
 import subprocess
 import sys
 from pathlib import Path
 
 import pytest
+import torch
 from safetensors.torch import load_file
+
+from tests import nerfacc_kernels
 
 SMALL = ["teacher.image_size=64", "threads=1", "scene.type=voxel_grid", "scene.resolution=16", "renderer.samples=8"]
 ROOT = Path(__file__).resolve().parents[1]
 
 
-def script(name: str, *words: str) -> None:
+def script(name: str, *words: str) -> str:
+    """What it prints."""
     found = subprocess.run([sys.executable, str(ROOT / "scripts" / name), *words], capture_output=True, text=True)
     assert found.returncode == 0, found.stderr[-2000:]
+    return found.stdout
 
 
 @pytest.mark.slow
@@ -46,3 +52,37 @@ def test_benchmark_of_real_sizes(tmp_path: Path) -> None:
     assert [(row["R"], row["K"]) for row in found["rows"]] == [(1, 1), (1, 2), (0, 2)]
     assert all(row["total"] >= row["denoise"] > 0 for row in found["rows"])
     assert found["flops_of_a_draw"] > 1e8 and found["matmul_peak"] > 1e9
+
+
+@pytest.mark.skipif(torch.cuda.is_available(), reason="there is a GPU to compare on")
+def test_benchmark_of_backends_without_a_gpu() -> None:
+    """One line, and no error: nothing is wrong."""
+    assert script("benchmark_backends.py").splitlines() == [
+        "There is nothing to compare: gsplat, nerfacc and the fused hash grid need a CUDA device."
+    ]
+
+
+def test_benchmark_of_backends_sees_what_differs(monkeypatch: pytest.MonkeyPatch) -> None:
+    """Twice the same is the same; nerfacc, on the stand-ins of its kernels, agrees; a scaled gradient is a bias."""
+    found = importlib.util.spec_from_file_location("benchmark_backends", ROOT / "scripts" / "benchmark_backends.py")
+    assert found is not None and found.loader is not None
+    module = importlib.util.module_from_spec(found)
+    monkeypatch.setitem(sys.modules, "benchmark_backends", module)
+    found.loader.exec_module(module)
+    nerfacc_kernels.use(monkeypatch)
+    cpu = torch.device("cpu")
+    mine = module.volume("torch", cpu)
+    same = module.compare("torch", (mine, module.volume("torch", cpu)), 8, 1, cpu)
+    assert (same.difference, same.bias) == (0, 0) and same.cosine == pytest.approx(1)
+    packed = module.volume("torch", cpu)
+    packed[1].backend = "nerfacc"
+    row = module.compare("nerfacc", (mine, packed), 8, 1, cpu)
+    assert row.difference < 1e-5 and row.cosine > 0.999999 and abs(row.bias) < 1e-5
+    larger = module.volume("torch", cpu)
+    for parameter in larger[0].parameters():
+        parameter.register_hook(lambda gradient: 1.25 * gradient)
+    row = module.compare("larger", (mine, larger), 8, 1, cpu)
+    assert row.bias == pytest.approx(0.25) and row.cosine == pytest.approx(1) and row.difference == 0
+    table = module.markdown([row], "a device").splitlines()
+    assert table[0] == "a device" and len({line.count("|") for line in table[2:]}) == 1
+    assert "| larger | 8 × 8 | 0.0e+00 | 1.000000 | +2.5e-01 |" in table[-1]

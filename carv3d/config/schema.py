@@ -156,7 +156,7 @@ class Renderer:
     """How a scene becomes an image."""
 
     background: Any = "white"  # white | random | learned | [r, g, b] in 0..1
-    backend: Literal["auto", "torch", "gsplat", "nerfacc"] = "auto"  # auto: on CUDA the scene's other one, if it works
+    backend: Literal["auto", "torch", "gsplat", "nerfacc"] = "auto"  # auto: on CUDA gsplat or nerfacc if it works
     samples: int = 64  # of fields: along a ray
     occupancy_resolution: int = 32  # of fields: cells along a side of the mask that skips empty space; 0: no mask
     occupancy_every: int = 16  # steps between its refreshes

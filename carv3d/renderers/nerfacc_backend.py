@@ -43,12 +43,12 @@ def kept(rays: Rays, occupancy: Occupancy | None, bound: float) -> Tensor:
     rounding error of a cell's face (some 1e-6 of the cube) may count to either cell.
     """
     scale, count = rays.length[:, None], len(rays.length)
-    shift = rays.near + (rays.offset - 0.5) * rays.length
-    zeros = torch.zeros_like(rays.near)
+    start = rays.first - 0.5 * rays.length
+    zeros = torch.zeros_like(start)
     ends = torch.stack([zeros, zeros + rays.samples], -1)
     everything = torch.ones(1, 1, 1, dtype=torch.bool, device=zeros.device)
     _, samples, _ = importlib.import_module("nerfacc").traverse_grids(
-        rays.origins + shift[:, None] * rays.directions,
+        rays.origins + start[:, None] * rays.directions,
         scale * rays.directions,
         (everything if occupancy is None else occupancy.occupied)[None],
         zeros.new_tensor([[-bound] * 3 + [bound] * 3]),

@@ -15,45 +15,50 @@ class Rays:
     Attributes:
         origins: (rays, 3) world units.
         directions: (rays, 3) unit vectors.
-        near: (rays,) distance at which the first interval begins, world units; 0 for a miss.
-        length: (rays,) of one interval, world units; 0 for a ray that misses the cube.
-        offset: (rays,) where in each of a ray's intervals its sample lies, in [0, 1).
+        first: (rays,) distance of the first sample, world units.
+        length: (rays,) of one interval, which is also from sample to sample, world units; 0 for a miss.
         samples: S, intervals a ray.
     """
 
     origins: Tensor
     directions: Tensor
-    near: Tensor
+    first: Tensor
     length: Tensor
-    offset: Tensor
     samples: int
 
     @classmethod
     def through(
         cls, origins: Tensor, directions: Tensor, bound: float, samples: int, noise: torch.Generator | None
     ) -> Rays:
-        """Through the cube [-bound, bound]^3; without `noise` the samples are the intervals' midpoints."""
+        """Through the cube [-bound, bound]^3.
+
+        Args:
+            origins: (rays, 3) world units.
+            directions: (rays, 3) unit vectors.
+            bound: half the cube's side, world units.
+            samples: S.
+            noise: moves all samples of a ray by one random share of an interval; without it they are midpoints.
+        """
         near, far = _cube(origins, directions, bound)
+        length = (far - near) / samples
         if noise is None:
-            offset = near.new_full((1,), 0.5).expand_as(near)
-        else:
-            offset = torch.rand(len(near), 1, generator=noise, device=noise.device).to(near)[:, 0]
-        return cls(origins, directions, near, (far - near) / samples, offset, samples)
+            return cls(origins, directions, near + 0.5 * length, length, samples)
+        offset = torch.rand(len(near), 1, generator=noise, device=noise.device).to(near)[:, 0]
+        return cls(origins, directions, near + offset * length, length, samples)
 
     def distances(self) -> Tensor:
         """(rays, S) of all samples, world units."""
-        order = torch.arange(self.samples, device=self.near.device, dtype=self.near.dtype)
-        starts = torch.addcmul(self.near[:, None], order, self.length[:, None])
-        return torch.addcmul(starts, self.offset[:, None], self.length[:, None])
+        order = torch.arange(self.samples, device=self.first.device, dtype=self.first.dtype)
+        return torch.addcmul(self.first[:, None], order, self.length[:, None])
 
     def at(self, index: Tensor) -> tuple[Tensor, Tensor, Tensor]:
         """Ray (M,), distance (M,) and point (M, 3) of the samples at `index` (M,) of rays x S."""
         ray = index // self.samples
-        length = self.length[ray]
-        t = self.near[ray] + (index - ray * self.samples) * length + self.offset[ray] * length
+        order = (index - ray * self.samples).to(self.first.dtype)
+        t = torch.addcmul(self.first.index_select(0, ray), order, self.length.index_select(0, ray))
         # Channel by channel in memory: norms over three contiguous numbers are slow on CPU.
-        points = [o[ray] + t * d[ray] for o, d in zip(self.origins.T, self.directions.T, strict=True)]
-        return ray, t, torch.stack(points).T
+        lines = zip(self.origins.T, self.directions.T, strict=True)
+        return ray, t, torch.stack([o[ray] + t * d[ray] for o, d in lines]).T
 
 
 def _cube(origins: Tensor, directions: Tensor, bound: float) -> tuple[Tensor, Tensor]:
