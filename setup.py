@@ -59,7 +59,7 @@ setup(
         "xatlas>=0.0.9",
     ],
     extras_require={
-        "gsplat": ["gsplat>=1.5"],  # draws Gaussians on CUDA; builds its kernels at the first use
+        "cuda": ["gsplat>=1.5", "ninja>=1.11"],  # kernels that are built at the first use; nerfacc's need ninja too
         "t5": ["protobuf>=4", "sentencepiece>=0.2"],  # reads the tokenizers of Stable Diffusion 3 and DeepFloyd IF
         "test": ["hypothesis>=6", "plyfile>=1", "pytest>=8", "pytest-xdist>=3.6"],
         "dev": ["mypy>=1.11", "ruff>=0.6"],

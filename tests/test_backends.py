@@ -16,6 +16,7 @@ from carv3d.cameras import Cameras
 from carv3d.errors import UserError
 from carv3d.renderers import SplatRenderer
 from carv3d.renderers.backend import Backend, choose
+from carv3d.renderers.projection import DILATION, NEAR, project, views
 from carv3d.scenes import Footprints
 from tests.gaussians import cloud
 from tests.test_cli import carv3d
@@ -94,16 +95,37 @@ def test_doctor_gives_the_ratio_of_the_times(monkeypatch: pytest.MonkeyPatch) ->
     assert not line.ok and line.found.endswith("builds, fails: no kernel image for this device")
 
 
+def test_projection_agrees_with_gsplats_own_reference() -> None:
+    """gsplat ships its projection in torch too, which its kernels are held against: centres, conics, opacities."""
+    pytest.importorskip("gsplat", reason="gsplat is not installed: pip install gsplat")
+    from gsplat.cuda._torch_impl import _fully_fused_projection, _quat_scale_to_covar_preci
+
+    scene = cloud(300, degree=0).float()
+    cameras = Cameras.look_at_origin(torch.tensor([10.0, 100.0]), torch.tensor([20.0, 60.0]), height=64, width=64)
+    ours = project(scene, cameras)
+    covariances = _quat_scale_to_covar_preci(scene.rotations, scene.scales, True, False, triu=False)[0]
+    options = {"eps2d": DILATION, "near_plane": NEAR, "calc_compensations": True}
+    radii, centres, depths, conics, compensation = _fully_fused_projection(
+        scene.positions, covariances, views(cameras), cameras.intrinsics, 64, 64, **options
+    )
+    seen = (radii > 0).all(-1)
+    assert seen.float().mean() > 0.5
+    torch.testing.assert_close(ours.depths, depths)
+    torch.testing.assert_close(ours.centres[seen], centres[seen], atol=1e-4, rtol=0)
+    torch.testing.assert_close(ours.conics[seen], conics[seen], atol=1e-5, rtol=1e-4)
+    torch.testing.assert_close(ours.opacities[seen], (scene.opacities * compensation)[seen], atol=1e-6, rtol=1e-5)
+
+
 @pytest.mark.gpu
 @pytest.mark.skipif(not torch.cuda.is_available() or find_spec("gsplat") is None, reason="needs CUDA and gsplat")
 def test_gsplat_agrees_with_torch() -> None:
     """Pictures, and gradients in direction and size."""
-    views = Cameras.look_at_origin(torch.tensor([0.0, 70.0]), torch.tensor([10.0, 50.0]), height=64, width=64)
+    cameras = Cameras.look_at_origin(torch.tensor([0.0, 70.0]), torch.tensor([10.0, 50.0]), height=64, width=64)
     found = []
     for backend in ("torch", "gsplat"):
         scene = cloud(300, degree=2).float().cuda()
         renderer = SplatRenderer(backend=backend, device=torch.device("cuda"))  # type: ignore[arg-type]
-        render = renderer(scene, views.to("cuda"), training=False)
+        render = renderer(scene, cameras.to("cuda"), training=False)
         (render.rgb.square().mean() + render.opacity.mean()).backward()
         footprints = render.footprints
         assert isinstance(footprints, Footprints) and footprints.centres.grad is not None
