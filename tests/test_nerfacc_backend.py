@@ -64,6 +64,7 @@ def drawn(
     """A render with normals, and the gradients of a loss on all that it returns."""
     renderer = VolumeRenderer(samples=samples, occupancy_resolution=0 if occupied is None else len(occupied))
     renderer.backend = backend
+    renderer.to(views.c2w.device)
     if renderer.occupancy is not None and occupied is not None:
         renderer.occupancy.occupied = occupied
     render = renderer(scene, views, seeded(2), normals=True, **options)
@@ -203,11 +204,34 @@ def test_asked_for_without_cuda_it_is_refused() -> None:
 
 @pytest.mark.gpu
 @needs_nerfacc
-@pytest.mark.parametrize("kind", KINDS)
-def test_the_kernels_agree_with_torch(kind: str) -> None:
-    """On CUDA: samples, pictures and gradients of nerfacc's own kernels."""
+def test_the_kernel_keeps_the_same_samples() -> None:
+    """On CUDA, nerfacc's own walk; at cells' faces rounding decides."""
     device = torch.device("cuda")
     assert nerfacc_backend.problem(device) is None
-    occupied = (torch.rand(16, 16, 16, generator=seeded(5)) < 0.5).to(device)
+    for seed in range(20):
+        draw = seeded(seed)
+        azimuth, elevation, distance = (torch.rand(3, generator=draw) * torch.tensor([360.0, 80.0, 4.0])).tolist()
+        views = cameras(azimuth, elevation, distance=0.1 + distance, height=64, width=64).to(device)
+        origins, directions = (x.reshape(-1, 3) for x in views.rays())
+        rays = Rays.through(origins, directions, 1.2, 64, draw if seed % 2 else None)
+        occupancy = Occupancy(resolution=16, threshold=0.1)
+        occupancy.occupied = torch.rand(16, 16, 16, generator=draw) < 0.5
+        occupancy.to(device)
+        found = [backend.kept(rays, occupancy, 1.2) for backend in (compositing, nerfacc_backend)]
+        assert torch.equal(*(index[off_faces(rays, index, 16, 1.2)] for index in found))
+
+
+@pytest.mark.gpu
+@needs_nerfacc
+@pytest.mark.parametrize("kind", KINDS)
+@pytest.mark.parametrize("half_empty", [False, True])
+def test_the_kernels_agree_with_torch(kind: str, half_empty: bool, monkeypatch: pytest.MonkeyPatch) -> None:
+    """On CUDA: pictures and gradients of nerfacc's own kernels, from the same samples."""
+    device = torch.device("cuda")
+    assert nerfacc_backend.problem(device) is None
+    occupied = None
+    if half_empty:
+        occupied = (torch.rand(16, 16, 16, generator=seeded(5)) < 0.5).to(device)
+        monkeypatch.setattr(nerfacc_backend, "kept", compositing.kept)
     scene, views = field(kind).to(device), cameras(height=64, width=64).to(device)
     assert_alike(*(drawn(backend, scene, views, occupied, 64) for backend in ("torch", "nerfacc")))
