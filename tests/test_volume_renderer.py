@@ -13,6 +13,7 @@ from torch import Tensor
 
 from carv3d.cameras import Cameras
 from carv3d.renderers import Render, VolumeRenderer
+from carv3d.renderers.rays import Rays
 from carv3d.scenes import HashGrid, RadianceField, VoxelGrid
 
 gpu = pytest.mark.skipif(not torch.cuda.is_available(), reason="needs a CUDA device")
@@ -92,6 +93,22 @@ def test_samples_are_midpoints_when_not_training() -> None:
     near, far = near_and_far(cameras, 1.0)
     seen = render.opacity > 5e-4
     torch.testing.assert_close(render.depth[seen].double(), ((near + far) / 2)[seen], atol=1e-3, rtol=0)
+
+
+@pytest.mark.parametrize("noise", [None, seeded()])
+def test_the_samples_asked_of_the_scene_are_those_that_the_mask_is_asked_for(noise: torch.Generator | None) -> None:
+    """One by one and all at once they are the same numbers, each in its interval of the ray's stretch in the cube."""
+    cameras = camera(height=6, width=5)
+    rays = Rays.through(*(x.reshape(-1, 3) for x in cameras.rays()), 1.0, 7, noise)
+    index = torch.arange(30 * 7)[::3]
+    ray, t, points = rays.at(index)
+    assert torch.equal(t, rays.distances().view(-1)[index]) and torch.equal(ray, index // 7)
+    torch.testing.assert_close(points, rays.origins[ray] + t[:, None] * rays.directions[ray])
+    near, far = (x.flatten()[ray] for x in near_and_far(cameras, 1.0))
+    share = (t.double() - near) / (far - near).clamp_min(0.1) * 7 - index % 7
+    hit = far > near + 0.1
+    assert hit.any() and ((share[hit] > -1e-4) & (share[hit] < 1 + 1e-4)).all()
+    assert noise is not None or ((share[hit] - 0.5).abs() < 1e-3).all()
 
 
 @pytest.mark.parametrize("training", [False, True])
