@@ -22,6 +22,7 @@ from rich.console import Console
 
 from carv3d.comparison import comparison as module
 from carv3d.comparison import execution, plan, yardsticks
+from carv3d.comparison.calibration import Cost, step_costs
 from carv3d.comparison.execution import _Children, check_runs, execute, folder_name, jobs_of
 from carv3d.comparison.plan import Plan, equal_steps, make_plan, methods_of
 from carv3d.comparison.statistics import Array, Bootstrap, Curves, Result, reach, results
@@ -97,11 +98,14 @@ def timed(monkeypatch: pytest.MonkeyPatch) -> list[int]:
     """Steps take known times; the list grows by one whenever they are timed."""
     calls: list[int] = []
 
-    def fake(configs: list[Config], *_: object) -> list[float]:
+    def fake(configs: list[Config], *_: object) -> list[Cost]:
         calls.append(len(configs))
-        return [0.1, 0.15, 0.15, 0.2][: len(configs)]
+        draws = [
+            c.guidance.renders * (2.5 if c.guidance.resamples == "auto" else c.guidance.resamples) for c in configs
+        ]
+        return [Cost(*parts) for parts in zip([0.1, 0.15, 0.15, 0.2], draws, strict=False)]
 
-    monkeypatch.setattr(plan, "seconds_per_step", fake)
+    monkeypatch.setattr(plan, "step_costs", fake)
     return calls
 
 
@@ -117,10 +121,28 @@ def test_budgets_are_equal(tmp_path: Path, timed: list[int]) -> None:
     assert [m.steps for m in in_time.methods] == [40, 27, 27, 20]
     in_calls = planned(tmp_path / "calls", "guidance.renders=2", equal="calls")
     assert [m.steps for m in in_calls.methods] == [80, 20, 20, 20]
-    assert {m.steps * m.calls_per_step for m in in_calls.methods} == {160}
+    assert {m.calls for m in in_calls.methods} == {160}
     written = load(tmp_path / "calls" / "sds.yaml")
     assert (written.training.steps, written.guidance.resamples, written.mesh.formats) == (80, 1, [])
     assert in_calls.methods[0].curve_steps == [8, 16, 24, 32, 40, 48, 56, 64, 72, 80]
+
+
+def test_resamples_that_choose_themselves(tmp_path: Path, timed: list[int]) -> None:
+    """All but plain SDS do; teacher calls are those of a trial run."""
+    found = planned(tmp_path, "guidance.resamples=auto", equal="calls")
+    assert [m.config.guidance.resamples for m in found.methods] == [1, "auto", "auto", "auto"]
+    assert [(m.steps, m.calls) for m in found.methods] == [(50, 50), (20, 50), (20, 50), (20, 50)]
+
+
+def test_trial_runs_count_what_steps_cost() -> None:
+    """Draws exactly, probes included, and time; without touching torch's threads."""
+    configs = [tiny("guidance.renders=2"), tiny("guidance.resamples=auto"), tiny("guidance.resamples=1")]
+    threads, shares = torch.get_num_threads(), list[float]()
+    two, auto, one = step_costs(configs, "a red cone", torch.device("cpu"), 1, shares.append)
+    assert (two.calls, one.calls) == (8, 1)
+    assert 1 < auto.calls < 20 and min(two.seconds, auto.seconds, one.seconds) > 0
+    assert shares == sorted(shares) and shares[0] == 0 and shares[-1] < 1
+    assert torch.get_num_threads() == threads
 
 
 def test_plan_is_kept_and_grows(tmp_path: Path, timed: list[int]) -> None:
@@ -316,7 +338,7 @@ def test_second_call_runs_nothing(finished: tuple[Path, dict[str, object]], monk
     """Nor does it time or measure anything: the figures are the same."""
     folder, figures = finished
     monkeypatch.setattr(_Children, "run", refuse)
-    monkeypatch.setattr(plan, "seconds_per_step", refuse)
+    monkeypatch.setattr(plan, "step_costs", refuse)
     monkeypatch.setattr(module, "measure", refuse)
     assert compare(folder.parent, "--json") == figures
 

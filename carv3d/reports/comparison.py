@@ -48,9 +48,8 @@ def write_page(comparison: Comparison, path: Path, command: str) -> None:
 def lead(comparison: Comparison) -> str:
     """The finding in words, in whichever direction it points."""
     plan, baseline = comparison.plan, comparison.plan.methods[0]
-    seconds = [method.steps * method.seconds_per_step for method in plan.methods]
-    calls = [method.steps * method.calls_per_step for method in plan.methods]
-    budget = f"time ({_three(seconds[-1])} s" if plan.equal == "time" else f"teacher calls ({calls[-1]:,}"
+    last = plan.methods[-1]
+    budget = f"time ({_three(last.seconds)} s" if plan.equal == "time" else f"teacher calls ({last.calls:,}"
     over = f"{_count(len(plan.prompts), 'prompt')} and {_count(plan.seeds, 'seed')}"
     start = f"At equal {budget} of training a run), over {over}: "
     if plan.scale is None:
@@ -156,8 +155,8 @@ def _methods(page: Page, comparison: Comparison) -> None:
         method, guidance = outcome.method, outcome.method.config.guidance
         row = [method.name, str(guidance.renders), str(guidance.resamples), guidance.proposal, guidance.strata]
         row += [guidance.noise, method.config.cameras.order]
-        row += [_three(method.seconds_per_step * 1000), f"{method.steps:,}"]
-        row += [_three(method.steps * method.seconds_per_step), f"{method.steps * method.calls_per_step:,}"]
+        row += [_three(method.cost.seconds * 1000), f"{method.steps:,}"]
+        row += [_three(method.seconds), f"{method.calls:,}"]
         rows.append([*row, _three(outcome.seconds)])
     section = page.section("The methods").table(
         Table(
@@ -167,9 +166,9 @@ def _methods(page: Page, comparison: Comparison) -> None:
             ],
             rows,
         ),
-        "R renders a step, K draws a render; a teacher call is one draw, so a step makes R × K. Measured: mean "
-        "training time of the runs by their own clocks; it differs from the time when the machine was busy, or when a "
-        "scene became cheaper to render.",
+        "R renders a step, K draws a render; a teacher call is one draw, so a step makes R × K, or what a "
+        "trial run made where K chooses itself. Measured: mean training time of the runs by their own clocks; it "
+        "differs from the time when the machine was busy.",
     )
     scale = comparison.plan.scale
     if scale is None:
