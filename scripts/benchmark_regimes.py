@@ -34,6 +34,8 @@ REGIMES: dict[str, list[str]] = {
     "camera not told": ["teacher.camera=none"],
     "camera not told, guidance 25": ["teacher.camera=none", "guidance.scale=25"],
     "views from the front only": ["cameras.azimuth=[-15,15]", "cameras.elevation=[5,25]"],
+    "one view, within 10 degrees": ["cameras.azimuth=[-5,5]", "cameras.elevation=[10,20]"],
+    "one view": ["cameras.azimuth=[0,0]", "cameras.elevation=[15,15]"],
     "hash grid": [
         *("scene.type=hash_grid", "scene.levels=6", "scene.log2_table=14", "scene.finest_resolution=128"),
         *("optimizer.lr=0.01", "regularisers.total_variation=0"),

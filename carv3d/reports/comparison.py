@@ -9,13 +9,12 @@ import numpy as np
 from matplotlib.axes import Axes
 from rich.table import Table as RichTable
 
-from carv3d import __version__
 from carv3d.comparison.comparison import Comparison, Outcome
 from carv3d.comparison.quality import PICTURE, picture_camera
 from carv3d.comparison.statistics import Array, Bootstrap, Curves, Estimate
 from carv3d.comparison.yardsticks import TRUTH
 from carv3d.images import encode_png
-from carv3d.reports.page import Page, Table
+from carv3d.reports.page import Page, Table, colophon
 from carv3d.reports.plots import PALETTE, subplots, svg
 from carv3d.shapes import parse, reference
 
@@ -247,14 +246,8 @@ def _media(page: Page, comparison: Comparison) -> None:
 
 
 def _footer(comparison: Comparison, command: str) -> str:
-    found, plan = comparison.environment, comparison.plan
-    device = found["cpu"] if found["device"] == "cpu" else f"{found['device']}, {found['cpu']}"
-    revision = found["git_revision"] or ""
-    revision = f" ({revision[:12]}{'+' * revision.endswith('+')})" if revision else ""
-    return (
-        f"{device}; {_count(plan.threads, 'thread')} a run; {found['platform']}; carv3d {__version__}{revision}, "
-        f"torch {found['torch']}, Python {found['python']}; first run started {found['started']}. Made by: {command}"
-    )
+    threads = f"{_count(comparison.plan.threads, 'thread')} a run"
+    return colophon(comparison.environment | {"command": command}, threads)
 
 
 # ------------------------------------------------------------------------------------------ figures as text
