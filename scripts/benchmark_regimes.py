@@ -5,8 +5,7 @@
 For each regime a run is trained with guidance.resamples=auto (an ordinary run in OUT, kept if it is there) and
 measured at two stages. ECM is taken at the best K of each method, R = 1: per step, and for the moving average of steps
 with decay 0.9, where the paper's method has independent cameras and the default the sequence; with the costs as
-measured, and as if a render with its encoding and backward pass cost four draws. The K that the run chose is set
-against the best fixed one.
+measured, and as if a render with its encoding and backward pass cost four draws.
 """
 
 from __future__ import annotations
@@ -19,16 +18,14 @@ import sys
 from pathlib import Path
 from typing import Any
 
-import numpy as np
 import torch
 
-from carv3d.accounting import Method, decay, window_variance
+from carv3d.accounting import decay, window_variance
 from carv3d.cameras import sequence_points
 from carv3d.generation import load_trainer, set_threads
 from carv3d.measurement import NoiseReport, Observation, observe, report
 from carv3d.measurement.observation import TABLE
-from carv3d.runs import Run, read_metrics, slug
-from carv3d.sampling import NoiseKind, StrataKind
+from carv3d.runs import Run, slug
 
 REGIMES: dict[str, list[str]] = {
     "default": [],
@@ -91,30 +88,6 @@ def best(observed: Observation, found: NoiseReport, method: str, order: str) -> 
     return figures | {"window": over[K], "window_K": K}
 
 
-def chosen(run: Run, step: int, observed: Observation, found: NoiseReport) -> dict[str, float]:
-    """The run's own K at a step, and its ECM over that of the best measured K, the nearest standing in for it.
-
-    With a 95 % interval, by a bootstrap over the renders.
-    """
-    K = next(int(row["resamples"]) for row in reversed(read_metrics(run.path / "metrics.jsonl")) if row["step"] <= step)
-    costs = {row.K: row.cost_ms for row in found.rows if row.R == 1 and row.method == OURS}
-    costs[1] = found.baseline.cost_ms
-    between = observed.found.between_samples()
-    waste = {  # variance times cost: the inverse of ECM, a sample a render
-        k: cost * (between + observed.found.within_samples(Method("importance", *_ours(k))))
-        for k, cost in costs.items()
-    }
-    mine = waste[min(costs, key=lambda k: abs(k - K))]
-    best = min(waste, key=lambda k: waste[k].mean())
-    draws = np.random.default_rng(0).integers(len(between), size=(2000, len(between)))
-    low, high = np.quantile(waste[best][draws].mean(1) / mine[draws].mean(1), [0.025, 0.975])
-    return {"K": K, "best": best, "share": waste[best].mean() / mine.mean(), "low": low, "high": high}
-
-
-def _ours(K: int) -> tuple[StrataKind, int, NoiseKind]:
-    return ("none", 1, "independent") if K == 1 else ("render", K, "antithetic")
-
-
 def main() -> None:
     """Train, measure, print markdown; --json has everything."""
     parser = argparse.ArgumentParser(description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter)
@@ -142,7 +115,6 @@ def main() -> None:
                     "renders": real.renders,
                     "z": max(row.z for row in real.rows),
                     "signal_to_noise": real.windows[0].signal_to_noise if real.windows else None,
-                    "auto": chosen(run, step, observed, real),
                 }
                 for ratio, found in reports.items():
                     both = [best(observed, found, PAPER, "independent"), best(observed, found, OURS, "sequence")]
@@ -151,12 +123,7 @@ def main() -> None:
                 print(json.dumps(one), file=sys.stderr, flush=True)
     head = ["regime", "step", "W/A", "signal to noise"]
     head += [f"{what}, {cost}" for cost in ("real", "ratio 4") for what in ("ECM a step", "ECM over the window")]
-    print(
-        "| "
-        + " | ".join([*head, "auto's K (the best)", "its share of the best ECM"])
-        + " |\n|"
-        + "---|" * (len(head) + 2)
-    )
+    print("| " + " | ".join(head) + " |\n|" + "---|" * len(head))
     for one in every:
         noise = one["signal_to_noise"]
         cells = [one["regime"], str(one["step"]), f"{one['W/A']:.2f}", "-" if noise is None else f"{noise:.2g}"]
@@ -164,8 +131,6 @@ def main() -> None:
             paper, ours = one[cost]["paper"], one[cost]["ours"]
             cells.append(f"{paper['ecm']:.2f} / {ours['ecm']:.2f} (K {paper['K']} / {ours['K']})")
             cells.append(f"{paper['window']:.2f} / {ours['window']:.2f} ({ours['window'] / paper['window']:.2f}x)")
-        auto = one["auto"]
-        cells += [f"{auto['K']} ({auto['best']})", f"{auto['share']:.2f} ({auto['low']:.2f}-{auto['high']:.2f})"]
         print("| " + " | ".join(cells) + " |")
     if options.json:
         options.json.write_text(json.dumps(every, indent=1) + "\n")
