@@ -12,13 +12,13 @@ import torch
 import torch.nn.functional as F
 from torch import Tensor
 
+from carv3d.cameras import Cameras, CameraSampler
 from carv3d.errors import UserError
 
 DEFAULT_CLIP = "openai/clip-vit-base-patch32"
 """The paper's, 0.6 GB."""
 
-VIEWS = 10
-"""Cameras that an object is judged from, evenly around it, as in the paper."""
+_VIEWS, _ELEVATION, _SIZE = 10, 15.0, 224  # as many as in the paper; pixels a side as CLIP takes them
 
 # Of CLIP's training pictures; a model's own preprocessor_config.json goes first.
 _MEAN, _STD = (0.48145466, 0.4578275, 0.40821073), (0.26862954, 0.26130258, 0.27577711)
@@ -35,6 +35,11 @@ class Alignment:
 
     clip_score: float
     r_precision: float
+
+
+def views(sampler: CameraSampler) -> Cameras:
+    """The cameras that an object is judged from, evenly around it, at the distance it was trained at."""
+    return sampler.around(_VIEWS, _ELEVATION, _SIZE)
 
 
 class Clip:

@@ -10,7 +10,7 @@ import torch
 from torch import Tensor
 
 from carv3d import build
-from carv3d.alignment import DEFAULT_CLIP, VIEWS, Clip
+from carv3d.alignment import DEFAULT_CLIP, Clip, views
 from carv3d.cameras import Cameras
 from carv3d.errors import UserError
 from carv3d.generation import load_trained
@@ -111,7 +111,7 @@ def evaluate_run(run: Run, clip: Clip | None = None, others: Sequence[str] = ())
         of_mesh = asdict(judge.score(thing, drawn.rgb, drawn.opacity)) if drawn else {}
         figures |= {f"mesh_{field.name}": of_mesh.get(field.name) for field in fields(Score)}
     if clip is not None:
-        cameras = build.camera_sampler(run.config).around(VIEWS, 15.0, 224)
+        cameras = views(build.camera_sampler(run.config))
         rgb, _, _ = render_views(trained.scene, trained.renderer, cameras)
         figures |= {"clip": clip.path, **asdict(clip.alignment(rgb, prompt, others))}
         if mesh:

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import logging
 from dataclasses import dataclass, field
 from functools import partial
 from typing import Any
@@ -10,8 +11,8 @@ import torch
 from torch import Tensor
 
 from carv3d import build
-from carv3d.accounting import CostMeter
-from carv3d.allocation import Allocation
+from carv3d.accounting import CostMeter, Gradient
+from carv3d.allocation import NEEDED, START, Allocation
 from carv3d.cameras import Cameras
 from carv3d.config.schema import Config
 from carv3d.estimator import Estimate
@@ -23,6 +24,8 @@ from carv3d.runs import generator_tensors, optimizer_state, optimizer_tensors, r
 from carv3d.teachers import Teacher
 from carv3d.timing import Clock
 
+log = logging.getLogger(__name__)
+
 _COST_ROUNDS = 3
 
 
@@ -32,12 +35,14 @@ class StepLog:
 
     Attributes:
         step: number of steps done, this one included.
-        figures: scalar tensors by name.
         found: what the estimator drew.
+        draws: how many of them the teacher judged, a probe's included.
+        figures: scalar tensors by name.
     """
 
     step: int
     found: Estimate
+    draws: int
     figures: dict[str, Tensor] = field(default_factory=dict)
 
 
@@ -72,6 +77,11 @@ class Trainer:
         self.optimizer = torch.optim.Adam(self._parameter_groups(), betas=(first, second), eps=config.optimizer.eps)
         self.clock = Clock()
         self._allocation = Allocation() if config.guidance.resamples == "auto" else None
+        if self._allocation is not None and config.training.steps <= NEEDED:
+            log.warning(
+                "guidance.resamples=auto keeps K = %d: it chooses after %d steps, and the run has %d",
+                *(START, NEEDED, config.training.steps),
+            )
 
     def step(self) -> StepLog:
         """One optimiser step. Waits for the device nowhere but in the renderer's gather of occupied samples."""
@@ -94,16 +104,16 @@ class Trainer:
             changed = self.scene.after_step(self.step_count, self.fraction, render.footprints, self.rng)
             if changed is not None:
                 carry_moments(self.optimizer, list(self.scene.parameters()), changed)
-        log = StepLog(self.step_count, found)
-        log.figures = {
+        entry = StepLog(self.step_count, found, found.t.numel() * (3 if probe else 1))
+        entry.figures = {
             "gradient_norm": norm,
             "effective_sample_size": found.effective_sample_size(),
             "residual_norm": found.norm.mean(),
             "opacity": render.opacity.detach().mean(),
         }
         if self._allocation is not None:
-            log.figures["resamples"] = torch.tensor(float(self.carv.resamples), device=self.device)
-        return log
+            entry.figures["resamples"] = torch.tensor(float(self.carv.resamples), device=self.device)
+        return entry
 
     def _cost_ratio(self) -> float:
         """c_up / c_denoise of this machine and config. Draws of its own: the run's go on as if it had not been."""
@@ -159,14 +169,27 @@ class Trainer:
         render, z, condition = self.look(self.cameras(renders, rng, first), rng)
         with self.clock("denoise"):
             found = carv.estimate(z, condition, rng)
-        if probe and self._allocation is not None:
+        if probe:
             with self.clock("probe"):
-                again = carv.estimate(z, condition, rng)
-                self._allocation.probe(self.step_count, z, found.fbar, again.fbar, self.parameters())
+                gradient, again = Gradient(z, self.parameters()), carv.estimate(z, condition, rng)
+                pair = torch.stack([gradient(one.fbar / renders) for one in (found, again)])
         with self.clock("backward"):
             loss = (z * found.fbar).sum() / renders + self._regularise(render, self.fraction)
             loss.backward()
+        if probe and self._allocation is not None:
+            with self.clock("probe"):
+                self._allocation.probe(self.step_count, pair, self._elsewhere(renders, carv, rng))
         return render, found
+
+    def _elsewhere(self, renders: int, carv: Carv, rng: torch.Generator) -> Tensor:
+        """(P,) the gradient of another step at the same scene, whose cameras have nothing to do with this one's."""
+        if self.config.cameras.order == "sequence":  # another sequence: R of one step's renders depend on each other
+            offset = torch.rand(2, generator=rng, device=self.device, dtype=torch.float64).cpu()
+            cameras = self.sampler.sequence(0, renders, offset, rng)
+        else:
+            cameras = self.cameras(renders, rng)
+        _, z, condition = self.look(cameras, rng)
+        return Gradient(z, self.parameters())(carv.estimate(z, condition, rng).fbar / renders)
 
     @property
     def fraction(self) -> float:

@@ -1,4 +1,4 @@
-"""Methods against each other: the plan, the runs, the statistics and the page."""
+"""Methods against each other: the runs and the page."""
 
 from __future__ import annotations
 
@@ -13,37 +13,29 @@ import signal
 import subprocess
 import threading
 import time
+from collections.abc import Sequence
 from pathlib import Path
 
-import numpy as np
 import pytest
 import torch
-from rich.console import Console
+from torch import Tensor
 
+from carv3d.alignment import Alignment, Clip
 from carv3d.comparison import comparison as module
 from carv3d.comparison import execution, plan, yardsticks
 from carv3d.comparison.execution import _Children, check_runs, execute, folder_name, jobs_of
-from carv3d.comparison.plan import Plan, equal_steps, make_plan, methods_of
-from carv3d.comparison.statistics import Array, Bootstrap, Curves, Result, reach, results
-from carv3d.config import Config, find_config, load
+from carv3d.comparison.plan import make_plan, methods_of
+from carv3d.config import load
 from carv3d.errors import UserError
 from carv3d.evaluation import Judge
 from carv3d.generation import generate
 from carv3d.runs import Run
+from tests.comparisons import QUIET, TINY, known_times, planned, tiny
 from tests.pipelines import make_clip, make_pipeline
 from tests.test_cli import carv3d
 
-TINY = [
-    *("teacher.type=exact", "teacher.views=20", "teacher.neighbours=4", "device=cpu", "threads=1"),
-    *("scene.resolution=12", "cameras.height=16", "cameras.width=16", "renderer.samples=12"),
-    *("training.steps=20", "guidance.resamples=4"),
-]
-QUIET = Console(quiet=True)
+timed = pytest.fixture(known_times)
 small_judge = functools.cache(lambda: Judge(16))
-
-
-def tiny(*overrides: str) -> Config:
-    return load(find_config("shapes"), [*TINY, *overrides])
 
 
 def test_different_prompts_have_different_folders() -> None:
@@ -51,169 +43,6 @@ def test_different_prompts_have_different_folders() -> None:
     prompts = ["a red cone", "a red cone!", "a-red cone", "x" * 60, "x" * 61]
     assert len({folder_name(prompt, 0) for prompt in prompts}) == len(prompts)
     assert folder_name("a red cone", 2) == "a-red-cone-seed2"
-
-
-# ------------------------------------------------------------------------------------------ plan
-
-
-def test_one_config_gives_four_methods() -> None:
-    """They differ in nothing but the estimator and the cameras' order; the config itself comes once."""
-    methods = dict(methods_of([("shapes", tiny())]))
-    settings = {
-        name: (c.guidance.resamples, c.guidance.proposal, c.guidance.strata, c.guidance.renders)
-        for name, c in methods.items()
-    }
-    assert list(settings) == ["sds", "reuse", "paper", "carv"]  # the first is the baseline
-    assert settings["sds"] == (1, "uniform", "none", 1)
-    assert settings["reuse"] == (4, "uniform", "none", 1)
-    assert settings["paper"] == settings["carv"] == (4, "importance", "render", 1)
-    assert methods["paper"].guidance.noise == "independent" and methods["carv"].guidance.noise == "antithetic"
-    assert list(dict(methods_of([("paper", methods["paper"])]))) == ["sds", "reuse", "carv"]
-    assert plan.differing_key(methods["sds"], methods["carv"]) == "cameras.order: independent and sequence"
-
-
-@pytest.mark.parametrize(
-    "configs, message",
-    [
-        ([("shapes", tiny("guidance.resamples=1"))], "no reuse to compare"),
-        ([("a", tiny()), ("a", tiny("guidance.scale=7"))], "two configs are named a"),
-        ([("a", tiny()), ("b", tiny("teacher.views=21"))], "a and b differ in teacher"),
-    ],
-)
-def test_configs_that_cannot_be_compared(configs: list[tuple[str, Config]], message: str) -> None:
-    with pytest.raises(UserError, match=message):
-        methods_of(configs)
-
-
-def test_equal_steps() -> None:
-    """What the last method spends, divided by what a step of each costs."""
-    assert equal_steps(600, [1.0, 4.0, 4.0]) == [2400, 600, 600]
-    assert equal_steps(600, [0.1, 0.11, 0.12]) == [720, 655, 600]
-    assert equal_steps(1, [9.0, 1.0]) == [1, 1]
-
-
-@pytest.fixture
-def timed(monkeypatch: pytest.MonkeyPatch) -> list[int]:
-    """Steps take known times; the list grows by one whenever they are timed."""
-    calls: list[int] = []
-
-    def fake(configs: list[Config], *_: object) -> list[float]:
-        calls.append(len(configs))
-        return [0.1, 0.15, 0.15, 0.2][: len(configs)]
-
-    monkeypatch.setattr(plan, "seconds_per_step", fake)
-    return calls
-
-
-def planned(folder: Path, *overrides: str, prompts: tuple[str, ...] = ("a red cone",), **given: object) -> Plan:
-    asked = methods_of([("shapes", tiny(*overrides))])
-    options = {"seeds": 1, "clip": "", "equal": "time", "jobs": 1} | given
-    return make_plan(asked, list(prompts), folder=folder, **options)  # type: ignore[arg-type]
-
-
-def test_budgets_are_equal(tmp_path: Path, timed: list[int]) -> None:
-    """In time, or in teacher calls; and each method's config is there to be run again."""
-    in_time = planned(tmp_path / "time")
-    assert [m.steps for m in in_time.methods] == [40, 27, 27, 20]
-    in_calls = planned(tmp_path / "calls", "guidance.renders=2", equal="calls")
-    assert [m.steps for m in in_calls.methods] == [80, 20, 20, 20]
-    assert {m.steps * m.calls_per_step for m in in_calls.methods} == {160}
-    written = load(tmp_path / "calls" / "sds.yaml")
-    assert (written.training.steps, written.guidance.resamples, written.mesh.formats) == (80, 1, [])
-    assert in_calls.methods[0].curve_steps == [8, 16, 24, 32, 40, 48, 56, 64, 72, 80]
-
-
-def test_plan_is_kept_and_grows(tmp_path: Path, timed: list[int]) -> None:
-    """Methods are timed once; more prompts and seeds are added."""
-    first = planned(tmp_path)
-    again = planned(tmp_path, prompts=("a blue cube", "a red cone"), seeds=3, jobs=2)
-    assert timed == [4]
-    assert again.methods == first.methods and again.threads == first.threads
-    stored = json.loads((tmp_path / "plan.json").read_text())
-    assert stored["prompts"] == ["a blue cube", "a red cone"] and stored["seeds"] == 3
-
-
-@pytest.mark.parametrize(
-    "overrides, given, message",
-    [
-        (["guidance.scale=7"], {}, "sds is another config .guidance.scale: 3.0 and 7.0.*another --output"),
-        (["training.steps=30"], {}, "training.steps: 20 and 30"),
-        ([], {"equal": "calls"}, "at equal time, not equal calls"),
-        ([], {"prompts": ("a blue cube",)}, "the prompt 'a red cone', which the prompt file lacks"),
-        ([], {"seeds": 1}, "of 2 seeds; give --seeds 2"),
-        (["threads=2"], {}, "with threads=1, not 2"),
-    ],
-)
-def test_plan_of_another_comparison_is_refused(
-    tmp_path: Path, timed: list[int], overrides: list[str], given: dict[str, object], message: str
-) -> None:
-    planned(tmp_path, seeds=2)
-    before = (tmp_path / "plan.json").read_bytes()
-    with pytest.raises(UserError, match=message):
-        planned(tmp_path, *overrides, **({"seeds": 2} | given))
-    assert (tmp_path / "plan.json").read_bytes() == before
-
-
-# ------------------------------------------------------------------------------------------ statistics
-
-TIMES = np.array([2.5, 5.0, 7.5, 10.0])
-
-
-def curves(psnr: Array, seconds: Array = TIMES, prompts: int = 2, seeds: int = 3, noise: Array | None = None) -> Curves:
-    """The same curve (C,) for all, plus noise (P, S)."""
-    values = np.broadcast_to(psnr, (prompts, seeds, len(psnr))) + (0 if noise is None else noise[..., None])
-    return Curves(seconds, seconds, seconds * 4, values, values / 100)
-
-
-def test_twice_as_fast_is_a_speedup_of_two() -> None:
-    """A method that is where the baseline ends after half of the time."""
-    base, fast = curves(np.array([5.0, 10.0, 15.0, 20.0])), curves(np.array([10.0, 20.0, 20.0, 20.0]))
-    found = results([base, fast])[1]
-    assert (found.speedup.value, found.speedup.low, found.speedup.high) == (2.0, 2.0, 2.0)
-    assert found.seconds_needed == 5.0 and found.calls_needed == 20.0
-    assert found.quality_difference.value == 0.0 and found.quality_difference.holds_zero
-
-
-def test_not_reached() -> None:
-    """No speed-up, and what it is at most."""
-    found = results([curves(np.array([5.0, 10.0, 15.0, 20.0])), curves(np.array([5.0, 9.0, 14.0, 19.0]))])[1]
-    assert found.speedup.value is None and found.seconds_needed is None
-    assert (found.speedup.low, found.speedup.high) == (0.0, 1.0)
-    assert found.quality_difference.value == -1.0 and found.quality_difference.holds_zero is False
-
-
-def test_identical_methods_do_not_differ() -> None:
-    """Exactly: the same seeds are drawn for both."""
-    noise = np.random.default_rng(1).normal(size=(2, 3))
-    mine = curves(np.array([5.0, 10.0, 15.0, 20.0]), noise=noise)
-    found = results([mine, mine])[1]
-    assert found.quality_difference.value == 0.0 and found.quality_difference.holds_zero
-    assert (found.speedup.value, found.speedup.low, found.speedup.high) == (1.0, 1.0, 1.0)
-    assert found.quality.low is not None and found.quality.low < (found.quality.value or 0)
-
-
-def test_reach_counts_what_was_once_reached() -> None:
-    """Linear between points, at the first point if it is above already, infinite if never."""
-    axis = np.array([1.0, 2.0, 3.0])
-    found = reach(axis, np.array([[1.0, 3.0, 2.0], [2.0, 2.0, 2.0], [0.0, 1.0, 1.0]]), np.array([2.0, 2.0, 2.0]))
-    assert found.tolist() == [1.5, 1.0, np.inf]
-
-
-def test_one_seed_has_no_intervals() -> None:
-    found: Result = results([curves(TIMES, seeds=1), curves(TIMES + 1, seeds=1)])[1]
-    assert found.quality_difference.value == 1.0
-    assert found.quality_difference.low is None and found.quality_difference.holds_zero is None
-    assert found.speedup.value == pytest.approx(10 / 9) and found.speedup.high is None
-
-
-def test_intervals_cover_what_they_promise() -> None:
-    """Six prompts of three seeds: nearly 95 % of intervals hold the true mean, though three seeds are few."""
-    rng, bootstrap = np.random.default_rng(0), Bootstrap(6, 3)
-    found = [bootstrap.mean(rng.normal(size=(6, 3)) + np.arange(6)[:, None] - 2.5) for _ in range(400)]
-    assert 0.905 < np.mean([bool(estimate.holds_zero) for estimate in found]) < 0.98
-
-
-# ------------------------------------------------------------------------------------------ runs
 
 
 def in_process(_: _Children, command: list[str]) -> tuple[int, str]:
@@ -299,10 +128,18 @@ def test_quality_by_clip(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> Non
     monkeypatch.setattr(_Children, "run", in_process)
     words = [f"teacher.path={teacher}", *(w for w in TINY if not w.startswith("teacher")), "training.steps=2"]
     where = ["--prompts", str(tmp_path / "prompts.txt"), "--seeds", "1", "--output", str(tmp_path / "out")]
+    shapes, judged = [], Clip.alignment
+
+    def alignment(self: Clip, rgb: Tensor, prompt: str, prompts: Sequence[str]) -> Alignment:
+        shapes.append(tuple(rgb.shape))
+        return judged(self, rgb, prompt, prompts)
+
+    monkeypatch.setattr(Clip, "alignment", alignment)
     out = io.StringIO()
     with contextlib.redirect_stdout(out):
         code, _, _ = carv3d("compare", *words, *where, "--equal", "calls", "--clip", str(clip), "--json")
     assert code == 0
+    assert set(shapes) == {(10, 3, 224, 224)}  # not the 16 x 16 that was trained on
     for row in json.loads(out.getvalue())["methods"]:
         assert 0 <= row["clip_score"] <= 100 and row["r_precision"] in {i / 20 for i in range(21)}
         assert "psnr" not in row and row["difference"] is not None
@@ -316,7 +153,7 @@ def test_second_call_runs_nothing(finished: tuple[Path, dict[str, object]], monk
     """Nor does it time or measure anything: the figures are the same."""
     folder, figures = finished
     monkeypatch.setattr(_Children, "run", refuse)
-    monkeypatch.setattr(plan, "seconds_per_step", refuse)
+    monkeypatch.setattr(plan, "step_costs", refuse)
     monkeypatch.setattr(module, "measure", refuse)
     assert compare(folder.parent, "--json") == figures
 

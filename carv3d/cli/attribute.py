@@ -10,7 +10,6 @@ from typing import Annotated, Any
 
 import typer
 
-from carv3d import __version__
 from carv3d.cli.app import AsJson, app, console, overrides_among
 from carv3d.errors import UserError
 
@@ -49,6 +48,7 @@ def attribute(
     from carv3d.attribution import attribute as run_attribution
     from carv3d.config import Config
     from carv3d.reports.attribution import lead, write_page
+    from carv3d.reports.page import colophon
     from carv3d.runs import environment, replace_file
 
     device = build.device(Config(device=config.device))
@@ -58,10 +58,9 @@ def attribute(
         console.print("stopped; the same command goes on", markup=False, highlight=False)
         raise typer.Exit(130) from None
     machine = environment(shlex.join(["carv3d", *sys.argv[1:]]), device)
-    footer = f"{machine['command']} · {machine['device']} · torch {machine['torch']} · carv3d {__version__}"
     replace_file(folder / "environment.json", (json.dumps(machine, indent=1) + "\n").encode())
     replace_file(folder / "config.yaml", to_yaml(config).encode())
-    write_page(found, folder / "report.html", footer)
+    write_page(found, folder / "report.html", colophon(machine))
     if as_json:
         print(json.dumps(_figures(found, folder), allow_nan=False))
         return

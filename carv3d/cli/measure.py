@@ -11,7 +11,6 @@ from typing import Annotated
 
 import typer
 
-from carv3d import __version__
 from carv3d.cli.app import DEFAULT_CONFIG, AsJson, app, console, sort_words
 from carv3d.errors import UserError
 
@@ -46,6 +45,7 @@ def measure(
     from carv3d.measurement import observe, report
     from carv3d.progress import progress
     from carv3d.reports.measurement import lead, page_of, terminal_table
+    from carv3d.reports.page import colophon
     from carv3d.runs import Run, disk_errors, environment, replace_file, slug
 
     words = words or []
@@ -95,10 +95,9 @@ def measure(
         )
     found = report(observed, cost_ratio)
     machine = environment(shlex.join(["carv3d", *sys.argv[1:]]), trainer.device)
-    footer = f"{machine['command']} · {machine['device']} · torch {machine['torch']} · carv3d {__version__}"
     text = json.dumps(found.as_json(), indent=1, allow_nan=False) + "\n"
     replace_file(folder / "measurement.json", text.encode())
-    page_of(found, title, f"Gradient noise: {title}", footer).write(folder / "report.html")
+    page_of(found, title, f"Gradient noise: {title}", colophon(machine)).write(folder / "report.html")
     if as_json:
         print(json.dumps(found.as_json(), allow_nan=False))
     else:

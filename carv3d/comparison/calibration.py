@@ -1,31 +1,56 @@
-"""How long a step of each method takes, fairly: the methods take turns in one process."""
+"""What a step of each method costs, fairly: the methods take turns in one process."""
 
 from __future__ import annotations
 
 import copy
-import statistics
+import math
 import time
-from collections.abc import Sequence
+from collections.abc import Callable, Sequence
+from dataclasses import dataclass
 
 import torch
 
 from carv3d import build
 from carv3d.config import Config
+from carv3d.config.schema import Gaussians
+from carv3d.teachers import Teacher
 from carv3d.training import Trainer
 
-_WARM_UP = 3
-_ROUNDS = 9
-_STEPS = 3  # a round
+_PILOT = 300  # steps of a trial run at most; schedules are shares of a run, so that it goes through all of them
+_TURN = 10  # steps
+_WARM_UP = 3  # steps that are not timed: the first are slower than all others
 
 
-def seconds_per_step(configs: Sequence[Config], prompt: str, device: torch.device, threads: int) -> list[float]:
-    """Seconds per step of each config, median over rounds: what else the machine does in a round does not decide.
+@dataclass(frozen=True)
+class Cost:
+    """Of one step, mean over a run.
+
+    Attributes:
+        seconds: of wall clock.
+        calls: (t, eps) draws that the teacher judges.
+    """
+
+    seconds: float
+    calls: float
+
+
+def step_costs(
+    configs: Sequence[Config],
+    prompt: str,
+    device: torch.device,
+    threads: int,
+    watch: Callable[[float], None] = lambda _: None,
+) -> list[Cost]:
+    """What a step of each config costs, from a short trial run of each.
+
+    What a step costs changes on the way: scenes grow or are found empty in places, and K may choose itself.
 
     Args:
         configs: all with one teacher, which is loaded once.
         prompt: what the scenes are trained on.
         device: of all of them.
         threads: of torch, as the runs will have.
+        watch: told now and then what share is done.
 
     Raises:
         UserError: the teacher cannot be loaded.
@@ -34,27 +59,49 @@ def seconds_per_step(configs: Sequence[Config], prompt: str, device: torch.devic
     torch.set_num_threads(threads)
     try:
         teacher = build.teacher(configs[0], device)
-        trainers = []
-        for config in configs:
-            config = copy.deepcopy(config)
-            config.prompt, config.device = prompt, str(device)
-            trainers.append(Trainer(config, teacher))
-        for trainer in trainers:
-            _time(trainer, _WARM_UP)
-        rounds = [[_time(trainer, _STEPS) for trainer in trainers] for _ in range(_ROUNDS)]
-        return [statistics.median(column) for column in zip(*rounds, strict=True)]
+        pilots = [_Pilot(config, prompt, device, teacher) for config in configs]
+        while min(shares := [pilot.share for pilot in pilots]) < 1:
+            watch(sum(shares) / len(shares))
+            for pilot in pilots:
+                pilot.turn()
+        return [pilot.cost for pilot in pilots]
     finally:
         torch.set_num_threads(before)
 
 
-def _time(trainer: Trainer, steps: int) -> float:
-    """Seconds per step."""
-    _wait(trainer.device)
-    started = time.perf_counter()
-    for _ in range(steps):
-        trainer.step()
-    _wait(trainer.device)
-    return (time.perf_counter() - started) / steps
+class _Pilot:
+    """A trial run, with what its steps have cost so far."""
+
+    def __init__(self, config: Config, prompt: str, device: torch.device, teacher: Teacher) -> None:
+        config = copy.deepcopy(config)
+        config.prompt, config.device = prompt, str(device)
+        share = min(1.0, _PILOT / config.training.steps)
+        config.training.steps = round(share * config.training.steps)
+        if isinstance(config.scene, Gaussians):  # they are to become as many as in a whole run
+            config.scene.densify.every = math.ceil(share * config.scene.densify.every)
+        self._trainer = Trainer(config, teacher)
+        self._left = max(1, config.training.steps - _WARM_UP)
+        self._steps, self._calls, self._seconds = 0, 0, 0.0
+        for _ in range(_WARM_UP):
+            self._trainer.step()
+
+    @property
+    def share(self) -> float:
+        return self._steps / (self._steps + self._left)
+
+    @property
+    def cost(self) -> Cost:
+        return Cost(self._seconds / self._steps, self._calls / self._steps)
+
+    def turn(self) -> None:
+        """A few steps, if any are left."""
+        count = min(_TURN, self._left)
+        _wait(self._trainer.device)
+        started = time.perf_counter()
+        calls = sum(self._trainer.step().draws for _ in range(count))
+        _wait(self._trainer.device)
+        self._seconds += time.perf_counter() - started
+        self._steps, self._calls, self._left = self._steps + count, self._calls + calls, self._left - count
 
 
 def _wait(device: torch.device) -> None:

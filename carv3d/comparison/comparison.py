@@ -19,6 +19,7 @@ from carv3d.comparison.statistics import Curves, Result, results
 from carv3d.comparison.yardsticks import TRUTH, Alignment, Scale, Truth, Yardstick
 from carv3d.config import Config
 from carv3d.errors import UserError
+from carv3d.progress import progress
 from carv3d.prompt_files import read_prompts
 from carv3d.runs import Run
 from carv3d.runs.locking import locked
@@ -56,10 +57,10 @@ class Outcome:
             "strata": guidance.strata,
             "noise": guidance.noise,
             "cameras": self.method.config.cameras.order,
-            "ms_per_step": self.method.seconds_per_step * 1000,
+            "ms_per_step": self.method.cost.seconds * 1000,
             "steps": self.method.steps,
-            "teacher_calls": self.method.steps * self.method.calls_per_step,
-            "seconds": self.method.steps * self.method.seconds_per_step,
+            "teacher_calls": self.method.calls,
+            "seconds": self.method.seconds,
             "measured_seconds": self.seconds,
         }
         first, second = scale.keys
@@ -148,9 +149,13 @@ def compare(
                 raise UserError(f"{prompt_file}: {prompt!r}: {reason}") from None
     found = Clip(clip) if clip else None  # what is wrong with it is said now
     with locked(folder, "carv3d compare"):
-        if not (folder / "plan.json").exists():
-            console.print("timing a step of each method", markup=False, highlight=False)
-        plan = make_plan(asked, prompts, seeds, clip or "", equal, jobs, folder)
+        with progress(console) as bar:
+            task = bar.add_task("timing each method, %", total=100, visible=not (folder / "plan.json").exists())
+
+            def watch(share: float) -> None:
+                bar.update(task, completed=int(100 * share))
+
+            plan = make_plan(asked, prompts, seeds, clip or "", equal, jobs, folder, watch)
         runs = jobs_of(plan, folder)
         check_runs(runs, plan)
         made = execute(runs, plan, folder, jobs, console)
@@ -179,8 +184,8 @@ def _outcomes(plan: Plan, jobs: Sequence[Job], qualities: Sequence[Quality]) -> 
         curves.append(
             Curves(
                 steps=steps,
-                seconds=steps * method.seconds_per_step,
-                calls=steps * method.calls_per_step,
+                seconds=steps * method.cost.seconds,
+                calls=steps * method.cost.calls,
                 quality=np.array([[found.first for found in row] for row in mine]),
                 other=np.array([[found.second for found in row] for row in mine]),
             )

@@ -4,7 +4,7 @@ from __future__ import annotations
 
 import copy
 import json
-from collections.abc import Iterator, Sequence
+from collections.abc import Callable, Iterator, Sequence
 from dataclasses import asdict, dataclass
 from pathlib import Path
 from typing import Any
@@ -12,7 +12,7 @@ from typing import Any
 import torch
 
 from carv3d import build
-from carv3d.comparison.calibration import seconds_per_step
+from carv3d.comparison.calibration import Cost, step_costs
 from carv3d.comparison.yardsticks import ALIGNMENT, TRUTH, Scale
 from carv3d.config import Config, to_yaml, validate
 from carv3d.config.schema import ExactTeacher
@@ -41,12 +41,12 @@ class Method:
     Attributes:
         name: also that of its folder.
         config: as its runs have it, but for prompt and seed.
-        seconds_per_step: as calibrated.
+        cost: of a step, as calibrated.
     """
 
     name: str
     config: Config
-    seconds_per_step: float
+    cost: Cost
 
     @property
     def steps(self) -> int:
@@ -54,9 +54,14 @@ class Method:
         return self.config.training.steps
 
     @property
-    def calls_per_step(self) -> int:
-        """(t, eps) draws that the teacher judges in a step."""
-        return _calls(self.config)
+    def seconds(self) -> float:
+        """Of a run's steps."""
+        return self.steps * self.cost.seconds
+
+    @property
+    def calls(self) -> int:
+        """(t, eps) draws that the teacher judges in a run."""
+        return round(self.steps * self.cost.calls)
 
     @property
     def curve_steps(self) -> list[int]:
@@ -99,9 +104,6 @@ def methods_of(configs: Sequence[tuple[str, Config]]) -> list[tuple[str, Config]
     Raises:
         UserError: two of the same name, or configs that cannot be compared.
     """
-    for name, config in configs:
-        if config.guidance.resamples == "auto":
-            raise UserError(f"{name} has guidance.resamples=auto, whose steps cost now more, now less: give a number")
     if len(configs) == 1:
         stem, config = configs[0]
         if config.guidance.resamples == 1:
@@ -142,6 +144,7 @@ def make_plan(
     equal: str,
     jobs: int,
     folder: Path,
+    watch: Callable[[float], None] = lambda _: None,
 ) -> Plan:
     """The plan in the folder, extended to the prompts and seeds; or a new one, for which the methods are timed.
 
@@ -153,6 +156,7 @@ def make_plan(
         equal: one of `EQUAL`.
         jobs: runs at a time, which share the cores.
         folder: of the comparison; `plan.json` and a config for each method are written there.
+        watch: told now and then what share of the timing is done.
 
     Raises:
         UserError: the plan there is another comparison's, or the methods are for different devices.
@@ -165,17 +169,17 @@ def make_plan(
     found = _read(folder / "plan.json")
     if found is None:
         threads = asked[0][1].threads or max(1, cores() // jobs)
-        seconds = seconds_per_step([config for _, config in asked], prompts[0], device, threads)
-        costs = seconds if equal == "time" else [float(_calls(config)) for _, config in asked]
-        steps = equal_steps(asked[-1][1].training.steps, costs)
+        costs = step_costs([config for _, config in asked], prompts[0], device, threads, watch)
+        equals = [cost.seconds if equal == "time" else cost.calls for cost in costs]
+        steps = equal_steps(asked[-1][1].training.steps, equals)
     else:
         _check(found, asked, prompts, seeds, clip, equal, device, folder)
         threads = found["threads"]
-        seconds = [row["ms_per_step"] / 1000 for row in found["methods"]]
+        costs = [Cost(row["ms_per_step"] / 1000, row["calls_per_step"]) for row in found["methods"]]
         steps = [row["steps"] for row in found["methods"]]
     methods = [
         Method(name, _run_config(config, count, bool(clip), device, threads), cost)
-        for (name, config), count, cost in zip(asked, steps, seconds, strict=True)
+        for (name, config), count, cost in zip(asked, steps, costs, strict=True)
     ]
     plan = Plan(methods, list(prompts), seeds, clip, equal, str(device), device_name(device), threads)
     _write(plan, asked, folder)
@@ -194,9 +198,10 @@ def _write(plan: Plan, asked: Sequence[tuple[str, Config]], folder: Path) -> Non
     rows = [
         {
             "name": method.name,
-            "ms_per_step": method.seconds_per_step * 1000,
+            "ms_per_step": method.cost.seconds * 1000,
+            "calls_per_step": method.cost.calls,
             "steps": method.steps,
-            "teacher_calls": method.steps * method.calls_per_step,
+            "teacher_calls": method.calls,
             "config": _values(config),
         }
         for method, (_, config) in zip(plan.methods, asked, strict=True)
@@ -216,7 +221,7 @@ def _read(path: Path) -> dict[str, Any] | None:
         return None
     try:
         found: dict[str, Any] = json.loads(path.read_bytes())
-        found["methods"][0]["ms_per_step"], found["threads"], found["prompts"], found["seeds"]
+        found["methods"][0]["calls_per_step"], found["threads"], found["prompts"], found["seeds"]
     except (OSError, ValueError, LookupError, TypeError):
         raise UserError(f"{path} is no plan of a comparison; give another --output") from None
     return found
@@ -273,10 +278,6 @@ def _run_config(config: Config, steps: int, by_clip: bool, device: torch.device,
     found.turntable.frames, found.turntable.size = 24, 128
     validate(found)
     return found
-
-
-def _calls(config: Config) -> int:
-    return config.guidance.renders * config.guidance.resamples
 
 
 def _every(steps: int) -> int:

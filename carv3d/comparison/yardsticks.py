@@ -7,7 +7,7 @@ from dataclasses import dataclass
 from functools import cached_property
 from typing import Protocol
 
-from carv3d.alignment import VIEWS, Clip
+from carv3d.alignment import Clip, views
 from carv3d.cameras import CameraSampler
 from carv3d.evaluation import Judge
 from carv3d.generation import Trained
@@ -80,6 +80,6 @@ class Alignment:
 
     def measure(self, prompt: str, trained: Trained, sampler: CameraSampler) -> tuple[float, float]:
         """See `Yardstick`; from cameras around the object."""
-        rgb, _, _ = render_views(trained.scene, trained.renderer, sampler.around(VIEWS, 15.0, 224))
+        rgb, _, _ = render_views(trained.scene, trained.renderer, views(sampler))
         found = self._clip.alignment(rgb, prompt, self._prompts)
         return found.clip_score, found.r_precision

@@ -9,13 +9,12 @@ import numpy as np
 from matplotlib.axes import Axes
 from rich.table import Table as RichTable
 
-from carv3d import __version__
 from carv3d.comparison.comparison import Comparison, Outcome
 from carv3d.comparison.quality import PICTURE, picture_camera
 from carv3d.comparison.statistics import Array, Bootstrap, Curves, Estimate
 from carv3d.comparison.yardsticks import TRUTH
 from carv3d.images import encode_png
-from carv3d.reports.page import Page, Table
+from carv3d.reports.page import Page, Table, colophon
 from carv3d.reports.plots import PALETTE, subplots, svg
 from carv3d.shapes import parse, reference
 
@@ -48,9 +47,8 @@ def write_page(comparison: Comparison, path: Path, command: str) -> None:
 def lead(comparison: Comparison) -> str:
     """The finding in words, in whichever direction it points."""
     plan, baseline = comparison.plan, comparison.plan.methods[0]
-    seconds = [method.steps * method.seconds_per_step for method in plan.methods]
-    calls = [method.steps * method.calls_per_step for method in plan.methods]
-    budget = f"time ({_three(seconds[-1])} s" if plan.equal == "time" else f"teacher calls ({calls[-1]:,}"
+    last = plan.methods[-1]
+    budget = f"time ({_three(last.seconds)} s" if plan.equal == "time" else f"teacher calls ({last.calls:,}"
     over = f"{_count(len(plan.prompts), 'prompt')} and {_count(plan.seeds, 'seed')}"
     start = f"At equal {budget} of training a run), over {over}: "
     if plan.scale is None:
@@ -156,8 +154,8 @@ def _methods(page: Page, comparison: Comparison) -> None:
         method, guidance = outcome.method, outcome.method.config.guidance
         row = [method.name, str(guidance.renders), str(guidance.resamples), guidance.proposal, guidance.strata]
         row += [guidance.noise, method.config.cameras.order]
-        row += [_three(method.seconds_per_step * 1000), f"{method.steps:,}"]
-        row += [_three(method.steps * method.seconds_per_step), f"{method.steps * method.calls_per_step:,}"]
+        row += [_three(method.cost.seconds * 1000), f"{method.steps:,}"]
+        row += [_three(method.seconds), f"{method.calls:,}"]
         rows.append([*row, _three(outcome.seconds)])
     section = page.section("The methods").table(
         Table(
@@ -167,9 +165,9 @@ def _methods(page: Page, comparison: Comparison) -> None:
             ],
             rows,
         ),
-        "R renders a step, K draws a render; a teacher call is one draw, so a step makes R × K. Measured: mean "
-        "training time of the runs by their own clocks; it differs from the time when the machine was busy, or when a "
-        "scene became cheaper to render.",
+        "R renders a step, K draws a render; a teacher call is one draw, so a step makes R × K, or what a "
+        "trial run made where K chooses itself. Measured: mean training time of the runs by their own clocks; it "
+        "differs from the time when the machine was busy.",
     )
     scale = comparison.plan.scale
     if scale is None:
@@ -248,14 +246,8 @@ def _media(page: Page, comparison: Comparison) -> None:
 
 
 def _footer(comparison: Comparison, command: str) -> str:
-    found, plan = comparison.environment, comparison.plan
-    device = found["cpu"] if found["device"] == "cpu" else f"{found['device']}, {found['cpu']}"
-    revision = found["git_revision"] or ""
-    revision = f" ({revision[:12]}{'+' * revision.endswith('+')})" if revision else ""
-    return (
-        f"{device}; {_count(plan.threads, 'thread')} a run; {found['platform']}; carv3d {__version__}{revision}, "
-        f"torch {found['torch']}, Python {found['python']}; first run started {found['started']}. Made by: {command}"
-    )
+    threads = f"{_count(comparison.plan.threads, 'thread')} a run"
+    return colophon(comparison.environment | {"command": command}, threads)
 
 
 # ------------------------------------------------------------------------------------------ figures as text

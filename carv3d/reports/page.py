@@ -6,6 +6,7 @@ import base64
 from collections.abc import Sequence
 from dataclasses import dataclass, field
 from pathlib import Path
+from typing import Any
 
 from jinja2 import Environment, PackageLoader, select_autoescape
 from markupsafe import Markup
@@ -86,6 +87,22 @@ class Page:
             lstrip_blocks=True,
         )
         replace_file(path, environment.get_template("page.html.j2").render(page=self).encode())
+
+
+def colophon(environment: dict[str, Any], *more: str) -> str:
+    """A page's last line: machine, versions, time and command.
+
+    Args:
+        environment: see `carv3d.runs.environment`.
+        more: what else there is to say of the machine.
+    """
+    found = environment
+    device = found["cpu"] if found["device"] == "cpu" else f"{found['device']}, {found['cpu']}"
+    revision = found["git_revision"] or ""
+    revision = f" ({revision[:12]}{'+' * revision.endswith('+')})" if revision else ""
+    versions = f"carv3d {found['carv3d']}{revision}, torch {found['torch']}, Python {found['python']}"
+    parts = [device, *more, found["platform"], versions, f"started {found['started']}"]
+    return "; ".join(parts) + f". Made by: {found['command']}"
 
 
 def _embed(source: bytes | Path) -> tuple[str, str]:

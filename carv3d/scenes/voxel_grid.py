@@ -35,7 +35,8 @@ class VoxelGrid(RadianceField):
     ) -> None:
         if resolution < 2:
             raise ValueError(f"resolution must be at least 2, got {resolution}")
-        super().__init__(bound=bound, normal_step=2 * bound / (resolution - 1))
+        # Two cells: over one, the jumps of the trilinear gradient are rings on every curved surface.
+        super().__init__(bound=bound, normal_step=2 * (2 * bound / (resolution - 1)))
         self.density_scale = density_scale
         self.blob_density = blob_density
         self.blob_std = blob_std

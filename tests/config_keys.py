@@ -1,0 +1,42 @@
+"""What tests of configs share: every key there is."""
+
+from __future__ import annotations
+
+import dataclasses
+from itertools import cycle
+from typing import Any, get_type_hints
+
+import pytest
+
+from carv3d.config import (
+    Ramp,
+    schema,
+)
+from carv3d.errors import UserError
+
+KINDS = [
+    {"scene": scene, "teacher": teacher}
+    for scene, teacher in zip(schema.KINDS["scene"], cycle(schema.KINDS["teacher"]), strict=False)
+]
+
+
+def kind_overrides(kinds: dict[str, str]) -> list[str]:
+    return [f"{name}.type={kind}" for name, kind in kinds.items()]
+
+
+def leaves(section: Any, prefix: str = "") -> list[tuple[str, Any, Any]]:
+    """Every dotted key of a config object with its value and type, ramps both whole and in parts."""
+    found = []
+    for key, hint in get_type_hints(type(section)).items():
+        value = getattr(section, key)
+        if dataclasses.is_dataclass(value):
+            found += leaves(value, f"{prefix}{key}.")
+        if not dataclasses.is_dataclass(value) or isinstance(value, Ramp):
+            found.append((prefix + key, value, hint))
+    return found
+
+
+def one_line(error: pytest.ExceptionInfo[UserError]) -> str:
+    message = str(error.value)
+    assert "\n" not in message, "the command line prints one line"
+    return message

@@ -1,0 +1,248 @@
+"""Mistakes in configs: each is one line that names its place and its remedy."""
+
+from __future__ import annotations
+
+import dataclasses
+from pathlib import Path
+from typing import Any, Literal, get_args, get_origin
+
+import pytest
+from hypothesis import given, settings
+from hypothesis import strategies as st
+
+from carv3d.config import (
+    Ramp,
+    load,
+    require_prompt,
+    schema,
+    to_yaml,
+    validate,
+)
+from carv3d.errors import UserError
+from tests.config_keys import KINDS, kind_overrides, leaves, one_line
+
+ALL_LEAVES = [
+    pytest.param(kinds, *leaf, id=f"{kinds['scene']}-{leaf[0]}")
+    for kinds in KINDS
+    for leaf in leaves(load(None, kind_overrides(kinds)))
+]
+
+
+# ---------------------------------------------------------------------------------- mistyped keys
+
+
+@pytest.mark.parametrize(("kinds", "key", "value", "hint"), ALL_LEAVES)
+def test_mistyped_key_is_refused_with_the_right_one(kinds: dict[str, str], key: str, value: Any, hint: Any) -> None:
+    """At every depth of every section, in a file and in an override."""
+    wrong = key + key[-1]
+    nested: Any = 1
+    for part in reversed(wrong.split(".")):
+        nested = {part: nested}
+    for overrides, base in (([f"{wrong}=1"], None), ([], nested)):
+        with pytest.raises(UserError) as error:
+            load(None, kind_overrides(kinds) + overrides, base=base if base else None)
+        message = one_line(error)
+        section = wrong.rpartition(".")[0]  # one inside another may itself be of another kind
+        assert f"unknown key {wrong!r}" in message or f"{wrong!r} is of" in message or f"{section!r} is of" in message
+        if base is None:
+            assert f"did you mean {key!r}" in message
+
+
+@settings(max_examples=150)
+@given(st.data())
+def test_any_unknown_key_is_refused(data: st.DataObject) -> None:
+    """Whatever is typed, a key that is not in the schema never goes unnoticed."""
+    kinds, key, _, _ = data.draw(st.sampled_from(ALL_LEAVES)).values
+    head, _, _ = key.rpartition(".")
+    wrong = data.draw(st.text("abcdefghijklmnopqrstuvwxyz_.", min_size=1, max_size=12))
+    path = f"{head}.{wrong}" if head else wrong
+    known = {leaf.values[1] for leaf in ALL_LEAVES if leaf.values[0] == kinds}
+    if path in known or any(other.startswith(f"{path}.") for other in known):
+        return
+    with pytest.raises(UserError, match=r"unknown key|is of"):
+        load(None, [*kind_overrides(kinds), f"{path}=1"])
+
+
+@pytest.mark.parametrize(
+    ("override", "expected"),
+    [
+        ("resamples=8", "'guidance.resamples'"),  # forgot the section
+        ("guidance.lr=1", "'optimizer.lr'"),  # the wrong section
+        ("guidence.resamples=8", "'guidance'"),  # a mistyped section
+        ("regularizers.opacity=1", "'regularisers'"),  # spelt the other way
+        ("guidance.resamples.k=8", "'guidance.resamples'"),  # too deep
+        ("guidance.t_max.lst=1", "'guidance.t_max.last'"),  # inside a ramp
+        ("scene.levels=3", "scene.type=hash_grid"),  # of another kind
+        ("qqqq=1", "carv3d config"),  # like nothing at all
+    ],
+)
+def test_suggestion(override: str, expected: str) -> None:
+    with pytest.raises(UserError) as error:
+        load(None, [override])
+    assert expected in one_line(error)
+
+
+def test_error_points_at_file_and_line(tmp_path: Path) -> None:
+    file = tmp_path / "x.yaml"
+    file.write_text("seed: 1\nguidance:\n  resamples: 4\n  resampels: 8\n")
+    with pytest.raises(UserError) as error:
+        load(file)
+    assert one_line(error).startswith(f"{file}:4: unknown key 'guidance.resampels'")
+
+
+def test_dotted_key_in_yaml_is_explained(tmp_path: Path) -> None:
+    """It works on the command line, so people write it in files."""
+    file = tmp_path / "x.yaml"
+    file.write_text("guidance.resamples: 4\n")
+    with pytest.raises(UserError, match="one key inside the other"):
+        load(file)
+
+
+# ------------------------------------------------------------------------------------ wrong values
+
+
+def wrong_values(hint: Any) -> list[str]:
+    if get_origin(hint) is Literal:
+        return ["nonsense", "3", "", "[1]"]
+    return {
+        bool: ["maybe", "3.5", "", "[true]"],
+        int: ["many", "2.5", "", "[1]", "true"],
+        float: ["much", "", "[1]"],
+        str: [],  # any text is text
+        list[float]: ["1", "[a, b]", "", "[[1]]"],
+        list[str]: ["glb", ""],
+        Ramp: ["fast", "", "[0, 1]", "true"],
+        Any: [],  # `renderer.background`, checked by `validate`
+    }[hint]
+
+
+@pytest.mark.parametrize(("kinds", "key", "value", "hint"), ALL_LEAVES)
+def test_wrong_value_names_key_and_what_is_accepted(kinds: dict[str, str], key: str, value: Any, hint: Any) -> None:
+    for wrong in wrong_values(hint):
+        if key.endswith(".type") and not wrong:
+            continue
+        with pytest.raises(UserError) as error:
+            load(None, [*kind_overrides(kinds), f"{key}={wrong}"])
+        message = one_line(error)
+        assert f"{key} takes " in message
+        if get_origin(hint) is Literal and not key.endswith(".type"):
+            assert all(str(choice) in message for choice in get_args(hint))
+
+
+@pytest.mark.parametrize(
+    "section", [f.name for f in dataclasses.fields(schema.Config) if f.name in to_yaml(load(None))]
+)
+def test_section_cannot_be_a_value(section: str) -> None:
+    if not dataclasses.is_dataclass(getattr(schema.Config(), section)):
+        return
+    for wrong in ("3", "", "[1]"):
+        with pytest.raises(UserError, match=f"{section} takes a mapping"):
+            load(None, [f"{section}={wrong}"])
+
+
+@pytest.mark.parametrize("override", ["guidance.resamples", "=3", "", "--seed"])
+def test_override_without_equals(override: str) -> None:
+    with pytest.raises(UserError, match="not key=value"):
+        load(None, [override])
+
+
+@pytest.mark.parametrize(
+    ("text", "expected"),
+    [
+        ("seed: 1\nguidance: [1\nviews: {}\n", ":3: not valid YAML"),
+        ("seed: 1\nseed: 2\n", ":2: not valid YAML: 'seed' is here twice"),
+        ("- seed\n", "a config is a mapping"),
+        ("seed: !!python/object:os.system ls\n", ":1: not valid YAML"),
+        ("seed: 2020-13-45\n", "not valid YAML"),
+        ("seed: &a {b: *a}\n", ":1: unknown key 'seed.b'"),
+        ("prompt: 7\n", ":1: prompt takes text, not 7; put it in quotes"),
+        ("prompt: no\n", ":1: prompt takes text, not False; put it in quotes"),
+        ("\tseed: 1\n", ":1: not valid YAML"),
+        ("seed: 1\nprompt: ???\n", ":2: prompt is ???"),
+        ("renderer:\n  background: [[1]]\n", ":2: renderer.background takes"),
+        ("seed: 1\nthreads: ${resamples}\n", ":2: threads: Interpolation key 'resamples' not found; did you mean"),
+        ("threads: ${qqqq}\n", ":1: threads: Interpolation key 'qqqq' not found; `carv3d config`"),
+        ("guidance:\n  t_max: ${guidance.t_mi}\n", ":2: guidance.t_max.first: Interpolation key"),
+        ("seed: ${guidance.scale}\n", "to Integer; it takes a whole number"),
+        ("cameras:\n  fov: ${seed}\n", ":2: cameras.fov: "),  # OmegaConf does not say which key
+        ("teacher:\n  dtype: ${device}\n", ":2: teacher.dtype: "),
+        ("prompt: ${guidance}\n", "[...]; it takes text"),
+        ("seed: ${threads}\nthreads: ${seed}\n", "Recursive interpolation"),
+        ("guidance: ${scene}\n", ":1: guidance takes a mapping"),
+        ("scene: {type: '${device}'}\n", ":1: scene.type takes"),
+        ("seed: 1\nprompt: costs ${5\n", ":2: prompt: "),
+    ],
+)
+def test_bad_file(tmp_path: Path, text: str, expected: str) -> None:
+    file = tmp_path / "x.yaml"
+    file.write_text(text)
+    with pytest.raises(UserError) as error:
+        load(file)
+    assert expected in one_line(error)
+
+
+def test_file_that_is_missing_or_no_text(tmp_path: Path) -> None:
+    with pytest.raises(UserError, match="no such file"):
+        load(tmp_path / "x.yaml")
+    with pytest.raises(UserError, match="is a directory"):
+        load(tmp_path)
+    (tmp_path / "x.yaml").write_bytes(b"\xff\xfe\x00")
+    with pytest.raises(UserError, match="not a text file"):
+        load(tmp_path / "x.yaml")
+
+
+@pytest.mark.parametrize(
+    "override",
+    [
+        "guidance.resamples=0",
+        "guidance.resamples=4.5",
+        "guidance.resamples=many",
+        "guidance.renders=0",
+        "guidance.t_min=-0.1",
+        "guidance.t_max=1.1",
+        "guidance.t_min=0.98",  # no timestep is left
+        "guidance.t_max={last: 0.01}",  # none is left in the end
+        "guidance.t_max={last: 0.01, begin: 1.0}",  # nor by a jump
+        "guidance.scale=.nan",
+        "optimizer.lr.end=1.5",
+        "optimizer.lr={begin: 0.7, end: 0.3}",
+        "optimizer.lr=0",
+        "optimizer.betas=[0.9, 1.0]",
+        "optimizer.betas=[0.9]",
+        "regularisers.opacity=-1",
+        "cameras.elevation=[0, 90]",
+        "cameras.elevation=[30, 10]",
+        "cameras.elevation=[30]",
+        "cameras.azimuth=[-180, 181]",
+        "cameras.distance=[0, 3]",
+        "cameras.fov=[40, 180]",
+        "cameras.width=0",
+        "renderer.background=[0, 0, 2]",
+        "renderer.background=[0, 0]",
+        "renderer.background=pink",
+        "renderer.samples=0",
+        "scene.resolution=1",
+        "scene.bound=0",
+        "training.steps=0",
+        "training.keep_checkpoints=0",
+        "mesh.formats=[glb, stl]",
+        "turntable.frames=0",
+        "device=gpu",
+        "seed=-1",
+        "teacher.path=",
+    ],
+)
+def test_value_out_of_range_is_refused(override: str) -> None:
+    """`load` takes it, for its type is right; `validate` names it."""
+    config = load(None, [override])
+    with pytest.raises(UserError) as error:
+        validate(config)
+    assert override.partition("=")[0].removesuffix(".end") in one_line(error)
+
+
+def test_prompt_is_asked_for_where_it_is_needed() -> None:
+    config = load(None, ["prompt=  "])
+    validate(config)
+    with pytest.raises(UserError, match="no prompt"):
+        require_prompt(config)
+    assert require_prompt(load(None, ["prompt=a mug"])) == "a mug"
