@@ -3,8 +3,9 @@
 The variance of a step is `A + V(K)`, its cost `a + K` in units of one draw. Now and then a probe measures A and V at
 the present K, at a scene that stands still: the step's own renders with a second set of draws, and other renders.
 K moves, one level at a time, to where variance times cost is least. Where K has not been, V is taken to go on as
-1 / K: coupled noise makes pairs worth more than two draws, so levels remember what they were found to be worth, and
-follow the present one as the scene's gradients grow or shrink.
+1 / K: coupled noise makes pairs worth more than two draws, so levels remember what they were found to be worth. They
+follow the present one as the scene's gradients grow or shrink, and forget slowly: the timesteps that are asked for
+change on the way, and what pairs are worth with them.
 
 The estimate itself never uses a probe's draws, and K depends on past steps only: nothing is biased.
 """
@@ -17,9 +18,11 @@ from torch import Tensor
 LEVELS = (1, 2, 4, 6, 8, 12, 16, 24, 32)  # even beyond 1, so that antithetic noise leaves none alone
 START = 4
 FIRST, SHARE, MOST = 3, 4, 100  # steps between probes: a quarter of those done, within limits
-FEWEST = 5  # probes before K moves
+FEWEST = 7  # probes before K moves
 NEEDED = FIRST * (FEWEST - 1) + 1  # steps, those of these probes
 MEMORY = 0.8  # of the running means, a probe
+FORGET = 0.1  # a probe, of what another level beyond 1 was found to be worth
+GAIN = 0.05  # that a move must promise: not to and fro over nothing
 
 
 class Allocation:
@@ -61,9 +64,11 @@ class Allocation:
         self.between = _running(self.between, distance - 0.75 * noise, done)
         self.within[level] = _running(before, level * noise, self.probes[level])
         self.probes[level] += 1
-        if known and before > 0:
-            others = set(self.within) - {level}
-            self.within |= {other: self.within[other] * self.within[level] / before for other in others}
+        now = self.within[level]
+        growth = now / before if known and before > 0 else 1.0
+        for other in set(self.within) - {level}:
+            forget = FORGET if min(level, other) > 1 else 0.0  # a draw that is alone is another thing than pairs
+            self.within[other] = (1 - forget) * growth * self.within[other] + forget * now
         self._next = step + min(max(FIRST, step // SHARE), MOST)
         if done + 1 >= FEWEST:
             self._move()
@@ -79,7 +84,7 @@ class Allocation:
     def _move(self) -> None:
         here = LEVELS.index(self.resamples)
         best = min(LEVELS[max(here - 1, 0) : here + 2], key=self.waste)
-        if self.waste(best) < 0.98 * self.waste(self.resamples):  # not to and fro over nothing
+        if self.waste(best) < (1 - GAIN) * self.waste(self.resamples):
             if best not in self.within:  # what is expected counts as a first look
                 self.within[best], self.probes[best] = self.within[self.resamples], 1
             self.resamples = best
