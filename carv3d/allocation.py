@@ -66,9 +66,9 @@ class Allocation:
         self.probes[level] += 1
         now = self.within[level]
         growth = now / before if known and before > 0 else 1.0
-        for other in set(self.within) - {level}:
-            forget = FORGET if min(level, other) > 1 else 0.0  # a draw that is alone is another thing than pairs
-            self.within[other] = (1 - forget) * growth * self.within[other] + forget * now
+        for rest in set(self.within) - {level}:
+            forget = FORGET if min(level, rest) > 1 else 0.0  # a draw that is alone is another thing than pairs
+            self.within[rest] = (1 - forget) * growth * self.within[rest] + forget * now
         self._next = step + min(max(FIRST, step // SHARE), MOST)
         if done + 1 >= FEWEST:
             self._move()
