@@ -4,8 +4,10 @@ The variance of a step is `A + V(K)`, its cost `a + K` in units of one draw. Now
 the present K, at a scene that stands still: the step's own renders with a second set of draws, and other renders.
 K moves, one level at a time, to where variance times cost is least. Where K has not been, V is taken to go on as
 1 / K: coupled noise makes pairs worth more than two draws, so levels remember what they were found to be worth. They
-follow the present one as the scene's gradients grow or shrink, and forget slowly: the timesteps that are asked for
-change on the way, and what pairs are worth with them.
+forget slowly: the timesteps that are asked for change on the way, and what pairs are worth with them.
+
+Gradients shrink by orders of magnitude in a run. Means over probes would be all about its start, so what is known is
+brought to the present size before a new look is added.
 
 The estimate itself never uses a probe's draws, and K depends on past steps only: nothing is biased.
 """
@@ -21,8 +23,9 @@ FIRST, SHARE, MOST = 3, 4, 100  # steps between probes: a quarter of those done,
 FEWEST = 7  # probes before K moves
 NEEDED = FIRST * (FEWEST - 1) + 1  # steps, those of these probes
 MEMORY = 0.8  # of the running means, a probe
+SIZE_MEMORY = 0.7  # of the gradients' size, a probe
 FORGET = 0.1  # a probe, of what another level beyond 1 was found to be worth
-GAIN = 0.05  # that a move must promise: not to and fro over nothing
+GAIN = 0.02  # that a move must promise: not to and fro over nothing
 
 
 class Allocation:
@@ -33,6 +36,7 @@ class Allocation:
         cost_ratio: c_up / c_denoise, measured once a run; None before.
         between: A, running mean; of a step's gradient.
         within: K V(K) by level where K has been, running means.
+        size: A + V(K) at the present K, running geometric mean; 0 before the first look.
         probes: so far, by level.
     """
 
@@ -40,6 +44,7 @@ class Allocation:
         self.resamples, self.cost_ratio = START, cost_ratio
         self.between = 0.0
         self.within = {START: 0.0}
+        self.size = 0.0
         self.probes = {START: 0}
         self._next = 0
 
@@ -59,19 +64,24 @@ class Allocation:
         squares = [(pair[0] - pair[1]), (mean - other)]
         noise, distance = (torch.stack([x.square().sum(dtype=torch.float64) for x in squares]) / 2).tolist()
         # E distance = A + (V / 2 + V) / 2: the pair's mean has half of one estimate's noise.
+        growth = self._grow(distance + 0.25 * noise)
         level, done = self.resamples, sum(self.probes.values())
-        before, known = self.within[level], self.probes[level] >= FEWEST
-        self.between = _running(self.between, distance - 0.75 * noise, done)
-        self.within[level] = _running(before, level * noise, self.probes[level])
+        self.between = _running(growth * self.between, distance - 0.75 * noise, done)
+        self.within = {k: growth * within for k, within in self.within.items()}
+        self.within[level] = now = _running(self.within[level], level * noise, self.probes[level])
         self.probes[level] += 1
-        now = self.within[level]
-        growth = now / before if known and before > 0 else 1.0
-        for rest in set(self.within) - {level}:
-            forget = FORGET if min(level, rest) > 1 else 0.0  # a draw that is alone is another thing than pairs
-            self.within[rest] = (1 - forget) * growth * self.within[rest] + forget * now
+        if level > 1:  # a draw that is alone is another thing than pairs: the one does not stand for the other
+            for k in set(self.within) - {1, level}:
+                self.within[k] += FORGET * (now - self.within[k])
         self._next = step + min(max(FIRST, step // SHARE), MOST)
         if done + 1 >= FEWEST:
             self._move()
+
+    def _grow(self, total: float) -> float:
+        """By what factor the variance of a step has grown since the last probe, as far as one can tell."""
+        before = self.size
+        self.size = before**SIZE_MEMORY * total ** (1 - SIZE_MEMORY) if before > 0 else total
+        return self.size / before if before > 0 else 1.0
 
     def waste(self, resamples: int) -> float:
         """Variance times cost at a level, up to a constant: what ECM is the inverse of."""
@@ -87,13 +97,13 @@ class Allocation:
         if self.waste(best) < (1 - GAIN) * self.waste(self.resamples):
             if best not in self.within:  # what is expected counts as a first look
                 self.within[best], self.probes[best] = self.within[self.resamples], 1
-            self.resamples = best
+            self.resamples, self.size = best, 0.0
 
     def state(self) -> dict[str, Tensor]:
         """All that the next step depends on."""
         if self.cost_ratio is None:
             return {}
-        numbers = [self.resamples, self.cost_ratio, self.between, self._next]
+        numbers = [self.resamples, self.cost_ratio, self.between, self.size, self._next]
         levels = [[level, self.within[level], self.probes[level]] for level in self.within]
         return {
             "allocation.numbers": torch.tensor(numbers, dtype=torch.float64),
@@ -102,7 +112,7 @@ class Allocation:
 
     def load_state(self, state: dict[str, Tensor]) -> None:
         """Go on from what `state` gave."""
-        resamples, self.cost_ratio, self.between, following = state["allocation.numbers"].tolist()
+        resamples, self.cost_ratio, self.between, self.size, following = state["allocation.numbers"].tolist()
         self.resamples, self._next = int(resamples), int(following)
         levels = state["allocation.levels"].tolist()
         self.within = {int(level): within for level, within, _ in levels}

@@ -26,7 +26,7 @@ from carv3d.timing import Clock
 
 log = logging.getLogger(__name__)
 
-_COST_ROUNDS = 3
+_COST_ROUNDS = 5
 
 
 @dataclass

@@ -40,7 +40,7 @@ class Scene:
 
 @pytest.mark.parametrize("rho", [0.0, -0.6, -0.9, -0.95])
 @pytest.mark.parametrize("ratio, between, within", [(4, 1, 24), (5, 1, 0.8), (1, 1, 3), (2, 1, 3), (20, 1, 20)])
-@pytest.mark.parametrize("shrink", [1.0, 0.97])
+@pytest.mark.parametrize("shrink", [1.0, 0.9])
 def test_settles_within_a_tenth_of_the_best(
     ratio: float, between: float, within: float, rho: float, shrink: float
 ) -> None:
@@ -50,8 +50,8 @@ def test_settles_within_a_tenth_of_the_best(
     for step in range(200):
         ks.append(allocation.resamples)
         scene.probe(allocation, step, shrink**step)
-    # The mean of the last few, which lags behind.
-    assert allocation.between == pytest.approx(between * shrink ** (2 * 199), rel=0.6, abs=0.03 * within)
+    now = shrink ** (2 * 199)
+    assert allocation.between == pytest.approx(between * now, rel=0.35, abs=0.04 * within * now)
 
     def waste(K: int) -> float:
         return (between + variance(within, K, rho)) * (ratio + K)

@@ -220,13 +220,8 @@ def test_what_is_cut_off_a_long_prompt_is_said(
     """Once, on the terminal; the teacher is told what is before it."""
     words = ["prompt=" + "a front view, " * 60 + "end", "threads=1", "device=cpu", f"teacher.path={folder}"]
     words += ["teacher.view_words=false", "teacher.cache_text=false", "training.steps=2", "mesh.formats=[]"]
-    words += [
-        "scene.type=voxel_grid",
-        "scene.resolution=8",
-        "cameras.height=8",
-        "cameras.width=8",
-        "turntable.frames=2",
-    ]
+    words += ["scene.type=voxel_grid", "scene.resolution=8", "cameras.height=8", "cameras.width=8"]
+    words += ["renderer.samples=8", "turntable.frames=2", "turntable.size=16"]
     code, _, err = carv3d("generate", *words, "--output", str(tmp_path / "run"), capsys=capsys)
     assert code == 0, err
     text = " ".join(err.split())

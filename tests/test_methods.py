@@ -60,7 +60,7 @@ def linear(found: list[Method], renders: int, seed: int) -> tuple[Measurement, C
 
 @pytest.fixture(scope="module")
 def measured() -> tuple[Measurement, Carv]:
-    return linear(methods([1, 2, 4]), 900, 0)
+    return linear(methods([1, 2, 4]), 400, 0)
 
 
 class TestLinearGaussian:
@@ -90,7 +90,7 @@ class TestLinearGaussian:
 
     def test_between_of_single_draws_alone(self) -> None:
         """Pairs of draws share a timestep: what that leaves in their mean is not taken for the view's."""
-        found, carv = linear(methods([1]), 1500, 3)
+        found, carv = linear(methods([1]), 600, 3)
         mean = carv.w[carv.p > 0].mean().item()
         assert found.between_samples().mean() == pytest.approx(mean**2 * D * A_SCALE**2, rel=0.05)
 
