@@ -368,7 +368,7 @@ class Captions:
         return torch.where(bare[:, None], self.bare[shape, view], self.named[shape, colour, view])
 
 
-def train_unet(work: Path, steps: int) -> None:
+def train_unet(work: Path, steps: int, sample_steps: int) -> None:
     """Velocity matching; text and camera are dropped at times, so that guidance can do without either."""
     data = load_file(work / "data.safetensors")
     vae = AutoencoderKL.from_pretrained(work / "vae").eval()
@@ -412,7 +412,7 @@ def train_unet(work: Path, steps: int) -> None:
         if trainer.step % 500 == 0 or trainer.step == steps:
             trainer.save()
             save_pipeline(work, ema.module, vae, tokenizer)
-            save_samples(work)
+            save_samples(work, sample_steps)
 
 
 # ------------------------------------------------------------------------------------------ pipeline
@@ -444,7 +444,7 @@ def save_pipeline(work: Path, model: torch.nn.Module, vae: AutoencoderKL, tokeni
     os.replace(temporary, work / "pipeline")
 
 
-def save_samples(work: Path) -> None:
+def save_samples(work: Path, steps: int) -> None:
     """A grid of what the teacher makes of some captions: four sides and a view from above."""
     teacher = DiffusersTeacher(work / "pipeline")
     cameras = Cameras.look_at_origin(torch.tensor([20.0, 110, 200, 290, 30]), torch.tensor([15.0, 15, 15, 15, 60]))
@@ -452,7 +452,7 @@ def save_samples(work: Path) -> None:
     for index, shape in enumerate(SHAPES):
         condition = teacher.condition(Thing(shape, list(COLOURS)[index % len(COLOURS)]).caption, cameras)
         size = (len(cameras), LATENT_CHANNELS, SIZE // 4, SIZE // 4)
-        rows.append(teacher.decode(ddim_sample(teacher, condition, size, rng, steps=15)))
+        rows.append(teacher.decode(ddim_sample(teacher, condition, size, rng, steps=steps)))
     write_png(sheet(torch.cat(rows), 2 * len(cameras)), work / "samples.png")
 
 
@@ -463,6 +463,7 @@ def main() -> None:
     parser.add_argument("--views", type=int, default=400, help="pictures of each object, a multiple of 20")
     parser.add_argument("--autoencoder-steps", type=int, default=7500)
     parser.add_argument("--unet-steps", type=int, default=14500)
+    parser.add_argument("--sample-steps", type=int, default=15, help="DDIM steps of the pictures at the end")
     parser.add_argument("--stop-after", choices=STAGES, default=STAGES[-1])
     parser.add_argument("--threads", type=int, default=1, help="torch threads")
     parser.add_argument("--install", action="store_true", help="copy the pipeline into the package at the end")
@@ -476,7 +477,7 @@ def main() -> None:
     if last >= 1 and not (work / "vae").exists():
         train_autoencoder(work, options.autoencoder_steps)
     if last >= 2:
-        train_unet(work, options.unet_steps)
+        train_unet(work, options.unet_steps, options.sample_steps)
     if options.install:
         for folder in (work / "pipeline").iterdir():
             if folder.is_dir():

@@ -28,7 +28,7 @@ def script(name: str, *words: str) -> str:
 @pytest.mark.slow
 def test_teacher_training_makes_a_pipeline_and_resumes(tmp_path: Path) -> None:
     """Data, autoencoder, U-Net, pipeline; more steps go on from the checkpoint; the result can be measured."""
-    words = ["--work", str(tmp_path), "--views", "20", "--autoencoder-steps", "2"]
+    words = ["--work", str(tmp_path), "--views", "20", "--autoencoder-steps", "2", "--sample-steps", "2"]
     script("train_builtin_teacher.py", *words, "--unet-steps", "1")
     first = load_file(tmp_path / "unet.safetensors")
     script("train_builtin_teacher.py", *words, "--unet-steps", "3")
