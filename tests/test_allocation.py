@@ -52,6 +52,9 @@ def test_settles_within_a_tenth_of_the_best(
         scene.probe(allocation, step, shrink**step)
     now = shrink ** (2 * 199)
     assert allocation.between == pytest.approx(between * now, rel=0.35, abs=0.04 * within * now)
+    for K in {1, 2} & set(allocation.within):  # pairs and a draw alone are not taken for each other
+        if allocation.probes[K] > 3:
+            assert allocation.within[K] == pytest.approx(K * variance(within, K, rho) * now, rel=0.5)
 
     def waste(K: int) -> float:
         return (between + variance(within, K, rho)) * (ratio + K)
@@ -96,6 +99,8 @@ def test_probes_become_rare() -> None:
 def test_looks_at_other_views_of_the_same_scene(monkeypatch: pytest.MonkeyPatch) -> None:
     """The other gradient is of another camera, and the run's own gradient is what it would be without a probe."""
     seen: list[tuple[torch.Tensor, torch.Tensor]] = []
+    azimuths, look = [], Trainer.look
+    monkeypatch.setattr(Trainer, "look", lambda self, c, rng: azimuths.append(float(c.azimuth)) or look(self, c, rng))
     monkeypatch.setattr(Trainer, "_cost_ratio", lambda self: 6.0)
     monkeypatch.setattr(Allocation, "probe", lambda self, step, pair, other: seen.append((pair, other)))
     probed, plain = trainer(), trainer(**{"guidance.resamples": 4})
@@ -105,6 +110,8 @@ def test_looks_at_other_views_of_the_same_scene(monkeypatch: pytest.MonkeyPatch)
     assert pair.shape == (2, other.numel())
     mine = torch.cat([p.grad.flatten() for p in probed.parameters() if p.grad is not None])
     assert torch.equal(mine, torch.cat([p.grad.flatten() for p in plain.parameters() if p.grad is not None]))
+    first, elsewhere, again = azimuths  # of the probed step, its probe, and the plain step
+    assert first == again and abs(first - elsewhere) > 1
     similar = torch.nn.functional.cosine_similarity
     assert similar(pair[0], pair[1], 0) > similar(pair[0], other, 0)
 
