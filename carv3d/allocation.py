@@ -70,9 +70,8 @@ class Allocation:
         self.within = {k: growth * within for k, within in self.within.items()}
         self.within[level] = now = _running(self.within[level], level * noise, self.probes[level])
         self.probes[level] += 1
-        if level > 1:  # a draw that is alone is another thing than pairs: the one does not stand for the other
-            for k in set(self.within) - {1, level}:
-                self.within[k] += FORGET * (now - self.within[k])
+        for k in set(self.within) - {1, level}:  # a draw that is alone is another thing than pairs: it is kept
+            self.within[k] += FORGET * (now - self.within[k])
         self._next = step + min(max(FIRST, step // SHARE), MOST)
         if done + 1 >= FEWEST:
             self._move()

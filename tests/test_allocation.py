@@ -8,6 +8,7 @@ import pytest
 import torch
 
 from carv3d.allocation import FEWEST, LEVELS, MOST, NEEDED, START, Allocation
+from carv3d.cameras import Cameras
 from carv3d.config import find_config, load
 from carv3d.training import Trainer, check_logs
 from tests.test_cli import QUICK
@@ -75,6 +76,16 @@ def test_both_parts_are_unbiased() -> None:
     assert z.abs().max() < 4
 
 
+def test_a_move_is_no_growth() -> None:
+    """Fifteen times the variance, since a draw has lost its pair, does not make the views differ more."""
+    allocation, scene, ks, between = Allocation(1), Scene(1, 24, -0.95), [], []
+    for step in range(30):
+        ks.append(allocation.resamples)
+        scene.probe(allocation, step)
+        between.append(allocation.between)
+    assert 1 in ks and max(between) < 2
+
+
 def test_moves_slowly() -> None:
     """Not before enough probes, and one level at a time."""
     allocation, scene, ks = Allocation(20), Scene(1, 1000), []
@@ -99,8 +110,14 @@ def test_probes_become_rare() -> None:
 def test_looks_at_other_views_of_the_same_scene(monkeypatch: pytest.MonkeyPatch) -> None:
     """The other gradient is of another camera, and the run's own gradient is what it would be without a probe."""
     seen: list[tuple[torch.Tensor, torch.Tensor]] = []
-    azimuths, look = [], Trainer.look
-    monkeypatch.setattr(Trainer, "look", lambda self, c, rng: azimuths.append(float(c.azimuth)) or look(self, c, rng))
+    azimuths: list[float] = []
+    real = Trainer.look
+
+    def look(self: Trainer, cameras: Cameras, rng: torch.Generator) -> Any:
+        azimuths.append(float(cameras.azimuth))
+        return real(self, cameras, rng)
+
+    monkeypatch.setattr(Trainer, "look", look)
     monkeypatch.setattr(Trainer, "_cost_ratio", lambda self: 6.0)
     monkeypatch.setattr(Allocation, "probe", lambda self, step, pair, other: seen.append((pair, other)))
     probed, plain = trainer(), trainer(**{"guidance.resamples": 4})
