@@ -84,7 +84,7 @@ class Trainer:
             )
 
     def step(self) -> StepLog:
-        """One optimiser step. Waits for the device nowhere but in the renderer's gather of occupied samples."""
+        """One optimiser step. Waits for the device in the gather of occupied samples and in auto's probes only."""
         config = self.config
         self.set_schedules()
         self.renderer.update_occupancy(self.scene, self.step_count, self.rng)
@@ -165,7 +165,10 @@ class Trainer:
     def backward(
         self, renders: int, carv: Carv, rng: torch.Generator, first: int | None = None, *, probe: bool = False
     ) -> tuple[Render, Estimate]:
-        """Add one step's gradient to the parameters': render, encode, ask the teacher, one backward pass."""
+        """Add one step's gradient to the parameters': render, encode, ask the teacher, one backward pass.
+
+        A probe has passes of its own: before it, while the graph is there, and after it, when its memory is free.
+        """
         render, z, condition = self.look(self.cameras(renders, rng, first), rng)
         with self.clock("denoise"):
             found = carv.estimate(z, condition, rng)

@@ -10,14 +10,12 @@ the K that the run had.
 
 from __future__ import annotations
 
-import argparse
 import time
 from collections.abc import Sequence
-from pathlib import Path
 
 import numpy as np
 import torch
-from benchmark_regimes import REGIMES, train
+from benchmark_regimes import arguments, train
 from numpy.typing import NDArray
 
 from carv3d.accounting import CostModel, Gradient, VarianceMeter
@@ -76,11 +74,7 @@ def _carv(trainer: Trainer, K: int) -> Carv:
 
 def main() -> None:
     """Train, measure, print markdown."""
-    parser = argparse.ArgumentParser(description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter)
-    parser.add_argument("--prompt", default="a red mushroom")
-    parser.add_argument("--regimes", nargs="+", default=list(REGIMES), choices=list(REGIMES))
-    parser.add_argument("--steps", type=int, default=400)
-    parser.add_argument("--out", type=Path, default=Path("outputs/regimes"))
+    parser = arguments(__doc__)
     parser.add_argument("--renders", type=int, default=60, help="a stage")
     options = parser.parse_args()
     head = ["regime", "step", "c_up / c_denoise", *(f"K = {K}" for K in LEVELS), "auto's K", "its share"]

@@ -88,13 +88,19 @@ def best(observed: Observation, found: NoiseReport, method: str, order: str) -> 
     return figures | {"window": over[K], "window_K": K}
 
 
-def main() -> None:
-    """Train, measure, print markdown; --json has everything."""
-    parser = argparse.ArgumentParser(description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter)
+def arguments(description: str | None) -> argparse.ArgumentParser:
+    """Which runs: what `train` is to make or find."""
+    parser = argparse.ArgumentParser(description=description, formatter_class=argparse.RawDescriptionHelpFormatter)
     parser.add_argument("--prompt", default="a red mushroom")
     parser.add_argument("--regimes", nargs="+", default=list(REGIMES), choices=list(REGIMES))
     parser.add_argument("--steps", type=int, default=400)
     parser.add_argument("--out", type=Path, default=Path("outputs/regimes"))
+    return parser
+
+
+def main() -> None:
+    """Train, measure, print markdown; --json has everything."""
+    parser = arguments(__doc__)
     parser.add_argument("--budget", type=float, default=150.0, help="seconds a stage")
     parser.add_argument("--json", type=Path)
     options = parser.parse_args()
