@@ -8,6 +8,7 @@ from typing import Any
 import torch
 
 from carv3d.allocation import START
+from carv3d.arithmetic import network_dtype
 from carv3d.cameras import CameraSampler
 from carv3d.config import schema
 from carv3d.errors import UserError
@@ -51,7 +52,7 @@ def teacher(config: schema.Config, device: torch.device) -> Teacher:
 
 def diffusers_teacher(config: schema.Config, device: torch.device) -> DiffusersTeacher:
     """The same, where the config is known to have a pipeline."""
-    arguments = _fields(config.teacher) | {"dtype": getattr(torch, config.teacher.dtype)}
+    arguments = _fields(config.teacher) | {"dtype": network_dtype(getattr(torch, config.teacher.dtype), device)}
     return DiffusersTeacher(**arguments, views=ViewPrompts(**asdict(config.views)), force=config.force, device=device)
 
 

@@ -12,6 +12,7 @@ import psutil
 import torch
 
 from carv3d import build
+from carv3d.arithmetic import is_fast
 from carv3d.backends import examine as examine_backends
 from carv3d.config import Config
 from carv3d.config.schema import DiffusersTeacher
@@ -40,6 +41,7 @@ def examine(config: Config | None = None) -> list[Finding]:
         Finding("python", sys.version_info >= (3, 10), sys.version.split()[0]),
         Finding("torch", True, str(torch.__version__)),
         Finding("cpu", True, f"{cpu_name()}, {cores()} cores"),
+        Finding("arithmetic", True, _arithmetic()),
         Finding("cuda", True, _cuda()),
         *(Finding(f"backend {backend.name}", backend.ok, backend.found) for backend in examine_backends()),
     ]
@@ -117,7 +119,7 @@ def _memory(folder: Path, config: Config, device: torch.device) -> Finding:
     from carv3d.teachers.requirements import memory_of
 
     try:
-        memory = memory_of(folder, config)
+        memory = memory_of(folder, config, device)
     except (UserError, OSError, ValueError, KeyError) as error:
         return Finding("teacher's memory", False, f"cannot be told: {error}")
     if device.type == "cuda":
@@ -134,6 +136,14 @@ def _memory(folder: Path, config: Config, device: torch.device) -> Finding:
     )
     hint = "" if free > memory.peak else ": lower guidance.chunk or guidance.renders, or use teacher.dtype=float16"
     return Finding("teacher's memory", free > memory.peak, f"{what} on top; {free / 2**30:.1f} GiB free {where}{hint}")
+
+
+def _arithmetic() -> str:
+    """Which number formats runs compute in here."""
+    device = torch.device("cuda" if torch.cuda.is_available() else "cpu")
+    if is_fast(torch.bfloat16, device):
+        return f"bfloat16 and float32 on the {device.type}"
+    return f"float32 on the {device.type}, which has no bfloat16 arithmetic; precision=auto chooses float32"
 
 
 def _cuda() -> str:

@@ -30,6 +30,7 @@ from torch import Tensor
 from torch.optim.swa_utils import AveragedModel, get_ema_multi_avg_fn
 from transformers import CLIPTextConfig, CLIPTextModel, CLIPTokenizer
 
+from carv3d.arithmetic import autocast
 from carv3d.cameras import Cameras
 from carv3d.images import sheet, write_png
 from carv3d.prompts import VIEWS, ViewPrompts
@@ -204,7 +205,7 @@ def train_autoencoder(work: Path, steps: int) -> None:
     while trainer.step < steps:
         step = trainer.step
         x = autoencoder_batch(data, 8, trainer.generator)
-        with torch.autocast("cpu", torch.bfloat16):
+        with autocast("auto", "cpu"):
             posterior = vae.encode(x).latent_dist
             z = posterior.mean + posterior.std * torch.randn(posterior.mean.shape, generator=trainer.generator)
             y = vae.decode(z).sample
@@ -333,7 +334,7 @@ def encode_everything(work: Path, vae: AutoencoderKL) -> Tensor:
         latents = []
         for colour in COLOURS:
             paints = palette(colour)
-            with torch.autocast("cpu", torch.bfloat16):
+            with autocast("auto", "cpu"):
                 parts = [vae.encode(colourise(m.float() / 255, paints) * 2 - 1) for m in maps.split(64)]
             latents.append(torch.cat([part.latent_dist.mode() for part in parts]).half())
             log(work, stage="latents", colour=colour)
@@ -398,7 +399,7 @@ def train_unet(work: Path, steps: int, sample_steps: int) -> None:
         t = torch.randint(len(alphas), (batch,), generator=g)
         noise = torch.randn(z.shape, generator=g)
         alpha, sigma = alphas[t].sqrt()[:, None, None, None], (1 - alphas[t]).sqrt()[:, None, None, None]
-        with torch.autocast("cpu", torch.bfloat16):
+        with autocast("auto", "cpu"):
             text = model["text_encoder"](ids)[0]
             velocity = model["unet"](alpha * z + sigma * noise, t, text, class_labels=condition).sample
         loss = F.mse_loss(velocity.float(), alpha * noise - sigma * z)

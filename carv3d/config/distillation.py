@@ -51,7 +51,7 @@ class Distillation:
     """Length and book-keeping of a run."""
 
     steps: int = 240  # of the generator
-    precision: Literal["float32", "bfloat16"] = "float32"  # of the three networks' arithmetic, by autocast
+    precision: Literal["auto", "float32", "bfloat16"] = "auto"  # of the networks; auto: bfloat16 where it is fast
     preview_every: int = 50  # steps; 0: never
     checkpoint_every: int = 50  # steps; 0: only at the end
     keep_checkpoints: int = 2  # newest ones to keep

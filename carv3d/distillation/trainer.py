@@ -11,6 +11,7 @@ import torch
 from torch import Tensor
 
 from carv3d import build
+from carv3d.arithmetic import autocast
 from carv3d.cameras import Cameras
 from carv3d.config import DistillConfig
 from carv3d.distillation.conditions import Conditions, prompts_of
@@ -144,8 +145,7 @@ class Distiller:
 
     def arithmetic(self) -> AbstractContextManager[None]:
         """The networks' precision."""
-        enabled = self.config.training.precision == "bfloat16"
-        return torch.autocast(self.device.type, dtype=torch.bfloat16, enabled=enabled)
+        return autocast(self.config.training.precision, self.device)
 
     def state(self) -> tuple[dict[str, Tensor], dict[str, Tensor]]:
         """The averaged generator, and all else that the next step depends on."""

@@ -7,24 +7,26 @@ from typing import Any
 
 import torch
 
+from carv3d.arithmetic import network_dtype
 from carv3d.config.schema import Config
 from carv3d.teachers.families import Loader, family_of
 from carv3d.teachers.memory import TeacherMemory, bytes_of, peak_of
 
 
-def memory_of(folder: Path, config: Config) -> TeacherMemory:
+def memory_of(folder: Path, config: Config, device: torch.device) -> TeacherMemory:
     """The memory that a config's step takes of its teacher, from the folder's config files alone.
 
     Args:
         folder: of a pipeline; weights need not be there.
         config: its renders, resamples, chunk, guidance and precision.
+        device: where it would run; decides which precisions are used as asked for.
 
     Raises:
         UserError: a pipeline that is not known.
         ValueError, OSError: configs that cannot be read.
     """
     guidance, section = config.guidance, config.teacher
-    dtype = getattr(torch, section.dtype)
+    dtype = network_dtype(getattr(torch, section.dtype), device)
     loader = _Hollow(folder, dtype, torch.device("meta"))
     family = family_of(folder)(loader, camera="none", posterior="mode")
     resamples = guidance.resamples if isinstance(guidance.resamples, int) else 4
