@@ -12,7 +12,7 @@ import torch
 import torch.nn.functional as F
 from torch import Tensor
 
-from carv3d.cameras import Cameras, CameraSampler
+from carv3d.cameras import Cameras, Sampler
 from carv3d.errors import UserError
 
 DEFAULT_CLIP = "openai/clip-vit-base-patch32"
@@ -37,7 +37,7 @@ class Alignment:
     r_precision: float
 
 
-def views(sampler: CameraSampler) -> Cameras:
+def views(sampler: Sampler) -> Cameras:
     """The cameras that an object is judged from, evenly around it, at the distance it was trained at."""
     return sampler.around(_VIEWS, _ELEVATION, _SIZE)
 

@@ -1,26 +1,22 @@
-"""From a config's sections to the things they describe."""
+"""From a config to the things it describes. Each section builds its own component."""
 
 from __future__ import annotations
 
-from dataclasses import asdict, fields
+from dataclasses import replace
 from typing import Any
 
 import torch
 
 from carv3d.allocation import START
-from carv3d.arithmetic import network_dtype
-from carv3d.cameras import CameraSampler
+from carv3d.cameras import Sampler
 from carv3d.config import schema
+from carv3d.config.section import Context
 from carv3d.errors import UserError
+from carv3d.guidance import Unguided, guidance_of
 from carv3d.loss import Carv
-from carv3d.prompts import ViewPrompts
-from carv3d.renderers import Renderer, SplatRenderer, VolumeRenderer
-from carv3d.scenes import Densification, Gaussians, HashGrid, Scene, VoxelGrid
-from carv3d.teachers import DiffusersTeacher, ExactTeacher, Teacher
-
-
-def _fields(section: Any) -> dict[str, Any]:
-    return {f.name: getattr(section, f.name) for f in fields(section) if f.name != "type"}
+from carv3d.renderers import Renderer
+from carv3d.scenes import Scene
+from carv3d.teachers import Teacher
 
 
 def device(config: schema.Config) -> torch.device:
@@ -44,16 +40,8 @@ def device(config: schema.Config) -> torch.device:
 
 def teacher(config: schema.Config, device: torch.device) -> Teacher:
     """The frozen model that the run learns from."""
-    section = config.teacher
-    if isinstance(section, schema.ExactTeacher):
-        return ExactTeacher(**_fields(section), device=device)
-    return diffusers_teacher(config, device)
-
-
-def diffusers_teacher(config: schema.Config, device: torch.device) -> DiffusersTeacher:
-    """The same, where the config is known to have a pipeline."""
-    arguments = _fields(config.teacher) | {"dtype": network_dtype(getattr(torch, config.teacher.dtype), device)}
-    return DiffusersTeacher(**arguments, views=ViewPrompts(**asdict(config.views)), force=config.force, device=device)
+    found: Teacher = config.teacher.build(_context(config, device))
+    return found
 
 
 def scene(config: schema.Config, rng: torch.Generator, *, fresh: bool = True) -> Scene:
@@ -67,13 +55,8 @@ def scene(config: schema.Config, rng: torch.Generator, *, fresh: bool = True) ->
     Raises:
         UserError: the point cloud to start from will not do.
     """
-    if isinstance(config.scene, schema.Gaussians):
-        arguments = _fields(config.scene) | {"densify": Densification(**asdict(config.scene.densify))}
-        if not fresh:
-            arguments |= {"points": "", "count": 1}
-        return Gaussians(**arguments, generator=rng)
-    kind = HashGrid if isinstance(config.scene, schema.HashGrid) else VoxelGrid
-    return kind(**_fields(config.scene), generator=rng).to(rng.device)
+    found: Scene = config.scene.build(Context(config, rng.device, rng, fresh))
+    return found
 
 
 def renderer(config: schema.Config, device: torch.device) -> Renderer[Any]:
@@ -82,35 +65,39 @@ def renderer(config: schema.Config, device: torch.device) -> Renderer[Any]:
     Raises:
         UserError: the config asks for a backend that does not work here.
     """
-    arguments = asdict(config.renderer)
-    if isinstance(arguments["background"], list):
-        arguments["background"] = tuple(arguments["background"])
-    if isinstance(config.scene, schema.Gaussians):
-        shared = {key: arguments[key] for key in ("background", "backend")}
-        return SplatRenderer(**shared, device=device).to(device)
-    return VolumeRenderer(**arguments, device=device).to(device)
+    found: Renderer[Any] = config.renderer.build(_context(config, device))
+    return found
 
 
-def camera_sampler(config: schema.Config) -> CameraSampler:
+def camera_sampler(config: schema.Config) -> Sampler:
     """Where training renders are taken from."""
-    section = config.cameras
-    azimuth, elevation, distance, fov = (
-        (low, high) for low, high in (section.azimuth, section.elevation, section.distance, section.fov)
-    )
-    return CameraSampler(azimuth, elevation, distance, fov, section.height, section.width)
+    found: Sampler = config.cameras.build(_context(config, torch.device("cpu")))
+    return found
 
 
 def carv(config: schema.Config, teacher: Teacher) -> Carv:
-    """The estimator's loss."""
+    """The estimator's loss.
+
+    Raises:
+        UserError: the teacher cannot serve the objective.
+    """
     section = config.guidance
+    perp_neg = config.views.perp_neg and getattr(config.teacher, "view_words", False)
+    guidance = guidance_of(section.scale, perp_neg=perp_neg)
     return Carv(
         teacher,
+        objective=replace(section.objective),  # the config's own stays without networks
+        guidance=guidance if "uncond" in teacher.branches else Unguided(),
         resamples=START if section.resamples == "auto" else section.resamples,
         proposal=section.proposal,
         strata=section.strata,
         noise=section.noise,
         weighting=section.weighting,
-        scale=section.scale,
         t_range=(section.t_min.first, section.t_max.first),
         chunk=section.chunk,
+        seed=config.seed,
     )
+
+
+def _context(config: schema.Config, device: torch.device) -> Context:
+    return Context(config, device, torch.Generator(device).manual_seed(config.seed))

@@ -6,6 +6,7 @@ is measured up from the xy plane. Camera axes are OpenGL's: x right, y up, looki
 
 from __future__ import annotations
 
+from abc import ABC, abstractmethod
 from collections.abc import Sequence
 from dataclasses import dataclass, replace
 
@@ -147,9 +148,56 @@ def sequence_points(first: int, count: int, offset: Tensor) -> Tensor:
     return (offset[..., None, :] + index * torch.tensor(_R2, dtype=torch.float64)) % 1
 
 
+class Sampler(ABC):
+    """Where training renders are taken from. A plug-in has `sample`, and sets the image size.
+
+    Attributes:
+        height, width: image size in pixels.
+        distance, fov: (low, high) in world units and degrees; previews are taken from their middles.
+        full_turn: whether the azimuth's range closes on itself.
+    """
+
+    height: int = 64
+    width: int = 64
+    distance: Range = (3.0, 3.0)
+    fov: Range = (40.0, 40.0)
+
+    @abstractmethod
+    def sample(self, count: int, generator: torch.Generator) -> Cameras:
+        """`count` independent cameras from the generator, on the generator's device."""
+
+    def of_step(self, step: int, count: int, generator: torch.Generator) -> Cameras:
+        """The cameras of one training step.
+
+        Args:
+            step: of the run, counted from 0.
+            count: R.
+            generator: of the run, on whose device the cameras are.
+        """
+        return self.sample(count, generator)
+
+    def of_other_run(self, count: int, generator: torch.Generator) -> Cameras:
+        """Cameras with the distribution of one step's, independent of the run's own."""
+        return self.sample(count, generator)
+
+    def table(self, rows: int, columns: int, generator: torch.Generator) -> Cameras | None:
+        """Cameras at the centres of rows x columns cells of the angles' ranges, row by row; None if it has none."""
+        return None
+
+    @property
+    def full_turn(self) -> bool:
+        """See the class."""
+        return True
+
+    def around(self, count: int, elevation: float, size: int) -> Cameras:
+        """Cameras around the object at the middle distance and field of view, `size` pixels square."""
+        distance, fov = sum(self.distance) / 2, sum(self.fov) / 2
+        return orbit(count, elevation, distance=distance, fov=fov, height=size, width=size)
+
+
 @dataclass(frozen=True)
-class CameraSampler:
-    """Draws training cameras, each angle uniform in its range.
+class CameraSampler(Sampler):
+    """Draws independent cameras, each angle uniform in its range.
 
     Attributes:
         azimuth, elevation, fov: (low, high) in degrees.
@@ -165,16 +213,54 @@ class CameraSampler:
     width: int = 64
 
     def sample(self, count: int, generator: torch.Generator) -> Cameras:
-        """`count` independent cameras from the generator, on the generator's device."""
+        """See `Sampler`."""
         azimuth = _uniform(self.azimuth, count, generator)
         elevation = _uniform(self.elevation, count, generator)
         return self._at(azimuth, elevation, generator)
 
-    def sequence(self, first: int, count: int, offset: Tensor, generator: torch.Generator) -> Cameras:
-        """Cameras `first` to `first + count - 1` of a sequence whose angles fill their ranges evenly.
+    def table(self, rows: int, columns: int, generator: torch.Generator) -> Cameras:
+        """See `Sampler`."""
+        x, y = ((torch.arange(n, dtype=torch.float64, device=generator.device) + 0.5) / n for n in (rows, columns))
+        azimuth = _within(self.azimuth, x.repeat_interleave(columns))
+        return self._at(azimuth, _within(self.elevation, y.repeat(rows)), generator)
 
-        A step's renders and those of the steps around it see different sides. With a random offset every camera of
-        the sequence has the distribution of `sample`.
+    @property
+    def full_turn(self) -> bool:
+        """See `Sampler`."""
+        return self.azimuth[1] - self.azimuth[0] == 360
+
+    def _at(self, azimuth: Tensor, elevation: Tensor, generator: torch.Generator) -> Cameras:
+        count = len(azimuth)
+        distance = _uniform(self.distance, count, generator).float()
+        fov = _uniform(self.fov, count, generator).float()
+        return Cameras.look_at_origin(azimuth, elevation, distance, fov, self.height, self.width)
+
+
+@dataclass(frozen=True)
+class SequenceSampler(CameraSampler):
+    """Draws the cameras of a run from a sequence whose angles fill their ranges evenly.
+
+    A step's renders and those of the steps around it see different sides. The sequence has a random offset, a function
+    of the seed, so that every camera has the distribution of `sample`.
+
+    Attributes:
+        seed: of the run.
+    """
+
+    seed: int = 0
+
+    def of_step(self, step: int, count: int, generator: torch.Generator) -> Cameras:
+        """See `Sampler`; `generator` draws distance and field of view alone."""
+        offset = torch.rand(2, generator=torch.Generator().manual_seed(self.seed), dtype=torch.float64)
+        return self.sequence(step * count, count, offset, generator)
+
+    def of_other_run(self, count: int, generator: torch.Generator) -> Cameras:
+        """See `Sampler`: of a sequence with another offset, since the R of one step depend on each other."""
+        offset = torch.rand(2, generator=generator, device=generator.device, dtype=torch.float64).cpu()
+        return self.sequence(0, count, offset, generator)
+
+    def sequence(self, first: int, count: int, offset: Tensor, generator: torch.Generator) -> Cameras:
+        """Cameras `first` to `first + count - 1` of a sequence.
 
         Args:
             first: how many cameras of the sequence have been taken.
@@ -184,28 +270,6 @@ class CameraSampler:
         """
         azimuth, elevation = sequence_points(first, count, offset).to(generator.device).T
         return self._at(_within(self.azimuth, azimuth), _within(self.elevation, elevation), generator)
-
-    def around(self, count: int, elevation: float, size: int) -> Cameras:
-        """Cameras around the object at the middle distance and field of view, `size` pixels square."""
-        distance, fov = sum(self.distance) / 2, sum(self.fov) / 2
-        return orbit(count, elevation, distance=distance, fov=fov, height=size, width=size)
-
-    def table(self, rows: int, columns: int, generator: torch.Generator) -> Cameras:
-        """Cameras at the centres of rows x columns cells of the angles' ranges, row by row."""
-        x, y = ((torch.arange(n, dtype=torch.float64, device=generator.device) + 0.5) / n for n in (rows, columns))
-        azimuth = _within(self.azimuth, x.repeat_interleave(columns))
-        return self._at(azimuth, _within(self.elevation, y.repeat(rows)), generator)
-
-    @property
-    def full_turn(self) -> bool:
-        """Whether the azimuth's range closes on itself."""
-        return self.azimuth[1] - self.azimuth[0] == 360
-
-    def _at(self, azimuth: Tensor, elevation: Tensor, generator: torch.Generator) -> Cameras:
-        count = len(azimuth)
-        distance = _uniform(self.distance, count, generator).float()
-        fov = _uniform(self.fov, count, generator).float()
-        return Cameras.look_at_origin(azimuth, elevation, distance, fov, self.height, self.width)
 
 
 def orbit(

@@ -7,20 +7,24 @@
         fbar_r = 1/K sum_b (p/q)(t_b) w_SDS(t_b) r_b
     return 1/R sum_r fbar_r dz_r/dtheta                        one backward pass
 
-This file computes fbar_r; `(z * fbar).sum() / R` is a loss whose gradient is the last line. The teacher's
-Jacobian is dropped, as SDS does. Plain SDS is K = 1 with the uniform proposal. Nothing is self-normalised or
-clipped: for any q that covers `p w`, the expectation is that of plain SDS.
+This file computes fbar_r from draws (t_b, eps_b) that `carv3d.sampling` makes; `carv3d.loss.surrogate` has the last
+line as its gradient. The residual r_b is the objective's: the formula above is SDS, `carv3d.objectives` has others.
+The teacher's Jacobian is dropped, as SDS does. Plain SDS is K = 1 with the uniform proposal. Nothing is
+self-normalised or clipped: for any q that covers `p w`, the expectation is that of plain draws.
 """
 
 from __future__ import annotations
 
+import logging
 from collections.abc import Callable
 from dataclasses import dataclass
 
 import torch
 from torch import Tensor
 
-from carv3d.sampling import NoiseKind, Proposal, StrataKind, draws
+from carv3d.sampling import Draws, Proposal
+
+log = logging.getLogger(__name__)
 
 # (z (N, ...), t (N,), eps (N, ...), r (N,)) -> r_b (N, ...): the residual of N draws; r[n] is the render of draw n.
 Residual = Callable[[Tensor, Tensor, Tensor, Tensor], Tensor]
@@ -28,19 +32,21 @@ Residual = Callable[[Tensor, Tensor, Tensor, Tensor], Tensor]
 
 @dataclass(frozen=True)
 class Estimate:
-    """What one call drew and found.
+    """What one call used and found.
 
     Attributes:
         fbar: (R, *latent shape) the averaged, weighted residual of each render.
-        t: (R, K) long, the timesteps.
+        draws: t (R, K) and eps (R, K, *latent shape).
         ratio: (R, K) float64, p/q.
-        norm: (R, K) float32, the norm of each weighted residual; not finite where the teacher was not.
+        norm: (R, K) float32, the norm of each weighted residual; not finite where the residual was not.
+        chunk: as given, or less where memory ran out.
     """
 
     fbar: Tensor
-    t: Tensor
+    draws: Draws
     ratio: Tensor
     norm: Tensor
+    chunk: int = 0
 
     def effective_sample_size(self) -> Tensor:
         """Kish's `(sum |f|)^2 / sum |f|^2` over the R K weighted residuals f: between 1 and R K."""
@@ -48,46 +54,47 @@ class Estimate:
 
 
 @torch.no_grad()
-def estimate(
-    z: Tensor,
-    residual: Residual,
-    q: Proposal,
-    w: Tensor,
-    K: int,
-    rng: torch.Generator,
-    *,
-    kind: StrataKind = "render",
-    coupling: NoiseKind = "independent",
-    chunk: int = 0,
-) -> Estimate:
+def estimate(z: Tensor, residual: Residual, q: Proposal, w: Tensor, draws: Draws, *, chunk: int = 0) -> Estimate:
     """The averaged residual of each render, from K resamples that share its latents.
 
     Args:
         z: (R, *shape) latents; no gradient flows through them here.
-        residual: the teacher's residual for a batch of draws.
-        q: where timesteps are drawn from, with its ratio p/q.
+        residual: of a batch of draws.
+        q: the proposal that the draws are from, with its ratio p/q.
         w: (T,) w_SDS(t), float64.
-        K: resamples a render, at least 1.
-        rng: every draw comes from it; on the device of z.
-        kind: the strata of the uniforms.
-        coupling: of the eps of one render; the paper's are independent.
-        chunk: most draws in one call of `residual`; 0 for all R K. Changes nothing beyond rounding.
+        draws: of the R renders, see `carv3d.sampling.draw`.
+        chunk: most draws in one call of `residual`; 0 for all R K. Changes nothing beyond rounding. Halved where
+            memory runs out.
 
     Raises:
-        ValueError: K < 1 or chunk < 0.
+        ValueError: chunk < 0, or draws of other renders than z.
+        torch.OutOfMemoryError: one draw alone does not fit.
     """
-    if K < 1 or chunk < 0:
-        raise ValueError(f"resamples must be at least 1 and chunk at least 0, got K = {K}, chunk = {chunk}")
-    R = len(z)
-    t, eps = draws(R, K, z.shape[1:], q, rng, z.dtype, kind=kind, coupling=coupling)
-    weight = (q.ratio[t] * w[t]).flatten()
-
+    R, K = draws.t.shape
+    if chunk < 0:
+        raise ValueError(f"chunk must be at least 0, not {chunk}")
+    if draws.eps.shape != (R, K, *z.shape[1:]) or len(z) != R:
+        raise ValueError(f"draws of shape {tuple(draws.eps.shape)} do not fit latents of shape {tuple(z.shape)}")
     r = torch.arange(R, device=z.device).repeat_interleave(K)
-    size = chunk or R * K
-    t_n, eps_n = t.flatten(), eps.flatten(0, 1)
-    parts = [slice(n, n + size) for n in range(0, R * K, size)]
-    f = torch.cat([residual(z[r[n]], t_n[n], eps_n[n], r[n]) for n in parts])
-    f = f * weight.to(f.dtype).view(-1, *[1] * (f.ndim - 1))
+    t, eps = draws.t.flatten(), draws.eps.flatten(0, 1)
+    ratio = q.ratio[draws.t]
+
+    parts, done = [], 0
+    while done < R * K:
+        n = slice(done, done + chunk if chunk else R * K)
+        try:
+            parts.append(residual(z[r[n]], t[n], eps[n], r[n]))
+            done += len(parts[-1])
+            continue
+        except torch.OutOfMemoryError:
+            size = len(t[n])
+            if size == 1:
+                raise
+        chunk = (size + 1) // 2
+        log.info("out of memory with %d draws in one call of the teacher: from now on %d", size, chunk)
+        torch.cuda.empty_cache()
+    f = torch.cat(parts)
+    f = f * (ratio * w[draws.t]).flatten().to(f.dtype).view(-1, *[1] * (f.ndim - 1))
 
     f = f.unflatten(0, (R, K))
-    return Estimate(f.mean(1), t, q.ratio[t], f.flatten(2).float().norm(dim=2))
+    return Estimate(f.mean(1), draws, ratio, f.flatten(2).float().norm(dim=2), chunk)

@@ -63,7 +63,9 @@ def load_trained(run: Run, config: Config | None = None, *, step: int | None = N
     config = config or run.config
     if config.device.startswith("cuda") and not torch.cuda.is_available():
         # What was trained on a GPU can be looked at without one.
-        config.device, config.renderer.backend = "cpu", "auto"
+        config.device = "cpu"
+        if hasattr(config.renderer, "backend"):
+            config.renderer.backend = "auto"
     device = build.device(config)
     checkpoint = run.load_checkpoint(step)
     scene = build.scene(config, torch.Generator(device), fresh=False)

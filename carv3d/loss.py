@@ -1,6 +1,6 @@
 """The estimator as a loss, for any training loop.
 
-carv = Carv(teacher, resamples=8)
+carv = Carv(model, resamples=8)
 loss, estimate = carv(latents, condition)
 loss.backward()
 """
@@ -8,142 +8,352 @@ loss.backward()
 from __future__ import annotations
 
 import copy
-import logging
+from typing import Any, get_args
 
 import torch
 from torch import Tensor
 
+from carv3d import registry
 from carv3d.estimator import Estimate, estimate
-from carv3d.sampling import NoiseKind, ProposalKind, StrataKind, WeightingKind, proposal, sds_weight, uniform_pmf
-from carv3d.teachers.base import Teacher
+from carv3d.guidance import Guidance, Unguided, guidance_of
+from carv3d.objectives import Draw, Objective
+from carv3d.sampling import (
+    Draws,
+    StrataKind,
+    WeightingKind,
+    check_choice,
+    draw,
+    draw_at,
+    key,
+    proposal,
+    uniform_pmf,
+)
+from carv3d.teachers.base import ScoreModel
 
-log = logging.getLogger(__name__)
+TimestepRange = tuple[float, float] | tuple[int, int]
 
 
 class Carv:
     """Score distillation with K resamples a render.
 
-    The loss is the surrogate `(z * fbar).sum() / R`: its value means nothing, its gradient is the estimate. In
-    half precision the other usual form, `mse(z, (z - fbar).detach())`, loses small gradients to rounding.
+    Draws are a function of (seed, step, render) unless a call brings its own or a generator: a resumed run repeats
+    them, and processes that share a step draw different ones.
 
     Attributes:
-        w: (T,) float64 on the CPU, w_SDS(t).
+        model, objective, guidance: what the residual is made of.
+        step: of the next call that names none; calls count it up.
+        w: (T,) float64 on the CPU, w(t).
         p: (T,) float64 on the CPU, the target pmf over timesteps: uniform on `t_range`.
-        proposal: q, on the teacher's device.
+        proposal: q, on the model's device.
     """
 
     def __init__(
         self,
-        teacher: Teacher,
+        model: ScoreModel,
         *,
+        objective: Objective | str = "sds",
+        guidance: Guidance | float = 7.5,
         resamples: int = 8,
-        proposal: ProposalKind = "importance",
+        proposal: str = "importance",
         strata: StrataKind = "render",
-        noise: NoiseKind = "antithetic",
+        noise: str = "antithetic",
         weighting: WeightingKind = "sds",
-        scale: float = 7.5,
-        t_range: tuple[float, float] = (0.02, 0.98),
+        t_range: TimestepRange = (0.02, 0.98),
         chunk: int = 0,
-        rng: torch.Generator | None = None,
+        clip: float | None = None,
+        seed: int = 0,
     ):
-        """Set up.
+        """Set up, and check everything that can be checked before the first call.
 
         Args:
-            teacher: see `carv3d.teachers.Teacher`.
-            resamples: K, at least 1. K = 1 with the uniform proposal is plain SDS.
+            model: see `carv3d.teachers.ScoreModel`; of a diffusers pipeline: `carv3d.from_pipeline(pipe)`.
+            objective: what is distilled: "sds", "csd", "vsd", the name of a plug-in, or an object.
+            guidance: the scale of classifier-free guidance, `uncond + scale (cond - uncond)`; or an object, see
+                `carv3d.guidance`. A model without an unconditional prediction is not guided by a scale.
+            resamples: K, at least 1. K = 1 with the uniform proposal is the plain objective.
             proposal: where timesteps come from, see `carv3d.sampling.proposal`.
-            strata: see `carv3d.sampling.strata`.
-            noise: see `carv3d.sampling.noise`; the paper's is "independent".
-            weighting: w_SDS(t), see `carv3d.sampling.sds_weight`.
-            scale: classifier-free guidance, `uncond + scale (cond - uncond)`.
-            t_range: smallest and largest timestep, as fractions of the schedule; may be set again at any time.
-            chunk: most draws in one teacher call; 0 for all. Halved, and kept so, where memory runs out.
-            rng: used by calls that bring none; seeded with 0 if not given.
+            strata: see `carv3d.sampling.stratified_uniforms`.
+            noise: the coupling, see `carv3d.sampling.noise`; the paper's is "independent".
+            weighting: w(t), see `carv3d.sampling.sds_weight`.
+            t_range: smallest and largest timestep, both included: two fractions of the schedule (floats) or two
+                timesteps (whole numbers); may be set again at any time.
+            chunk: most draws in one call of the model; 0 for all. Halved, and kept so, where memory runs out.
+            clip: limit of the absolute value of every number of fbar in the loss; makes it biased. None for no limit.
+            seed: of draws, and of what the objective trains.
 
         Raises:
-            ValueError: K < 1, or a range outside the schedule.
+            ValueError: a value out of its range, an unknown choice, or a guidance that the model cannot serve.
+            TypeError: no score model.
+            UserError: an unknown objective, proposal or noise, or an objective that the model cannot serve.
         """
-        if resamples < 1:
-            raise ValueError(f"resamples must be at least 1, got {resamples}")
-        device = teacher.schedule.device
-        self.teacher, self.resamples, self.scale, self.chunk = teacher, resamples, scale, chunk
-        self.strata: StrataKind = strata
-        self.noise: NoiseKind = noise
-        self.rng = rng or torch.Generator(device).manual_seed(0)
-        self._kind: ProposalKind = proposal
-        self.w = sds_weight(teacher.schedule.alpha.cpu(), teacher.schedule.sigma.cpu(), weighting)
-        self._w_device = self.w.to(device)
+        _check_model(model)
+        _check_whole("resamples", resamples, 1)
+        _check_whole("chunk", chunk, 0)
+        _check_whole("seed", seed, 0)
+        check_choice("strata", strata, get_args(StrataKind))
+        registry.find("coupling", noise)
+        if clip is not None and not 0 < clip < float("inf"):
+            raise ValueError(f"clip must be a positive number or None, not {clip!r}")
+        self.model, self.chunk, self.clip = model, chunk, clip
+        self.seed, self.step = seed, 0
+        self.guidance = _guidance(guidance, model)
+        self.objective: Objective = registry.find("objective", objective)() if isinstance(objective, str) else objective
+        self.resamples, self.strata, self.noise, self._kind = resamples, strata, noise, proposal
+        self.w = self.objective.weight(model.schedule, weighting)
+        self._w_device = self.w.to(self.device)
         self.t_range = t_range
+        self.objective.prepare(model, self.guidance, seed)
 
-    def replace(self, *, resamples: int, proposal: ProposalKind, strata: StrataKind, noise: NoiseKind) -> Carv:
-        """The same objective, estimated in another way; the teacher, the range and the generator are shared."""
+    @property
+    def device(self) -> torch.device:
+        """The model's."""
+        return self.model.schedule.device
+
+    def replace(self, *, resamples: int, proposal: str, strata: StrataKind, noise: str) -> Carv:
+        """The same objective, estimated in another way; the model, the objective and the range are shared."""
         other = copy.copy(self)
         other.resamples, other.strata, other.noise, other._kind = resamples, strata, noise, proposal
         other.t_range = self.t_range
         return other
 
     @property
-    def t_range(self) -> tuple[float, float]:
-        """Smallest and largest timestep, as fractions of the schedule."""
+    def t_range(self) -> TimestepRange:
+        """Smallest and largest timestep, as fractions of the schedule or as timesteps."""
         return self._t_range
 
     @t_range.setter
-    def t_range(self, fractions: tuple[float, float]) -> None:
-        last = len(self.w) - 1
-        if not 0 <= fractions[0] <= fractions[1] <= 1:
-            raise ValueError(f"t_range must be two fractions of the schedule, in order, not {fractions}")
-        low, high = (min(round(fraction * len(self.w)), last) for fraction in fractions)
+    def t_range(self, ends: TimestepRange) -> None:
+        low, high = timestep_range(ends, len(self.w))
         self.p = uniform_pmf(len(self.w), low, high)
-        self._t_range = fractions
-        self.proposal = proposal(self.p, self.w, self._kind).to(self._w_device.device)
+        self._t_range = ends
+        self.proposal = proposal(self.p, self.w, self._kind).to(self.device)
 
     def __call__(
-        self, latents: Tensor, condition: object, rng: torch.Generator | None = None
+        self,
+        latents: Tensor,
+        condition: Any,
+        rng: torch.Generator | None = None,
+        *,
+        draws: Draws | None = None,
+        step: int | None = None,
+        first: int | None = None,
     ) -> tuple[Tensor, Estimate]:
-        """The loss of R renders' latents (R, C, h, w) under the teacher's condition of R rows.
+        """The loss of R renders' latents (R, C, h, w) under a condition of R rows.
+
+        Args:
+            latents: with a graph; on the model's device.
+            condition: of the model.
+            rng, draws, step, first: see `draw`.
 
         Returns:
-            A scalar to call `backward` on, and what was drawn.
+            A scalar to call `backward` on, see `surrogate`, and what was drawn.
 
         Raises:
+            ValueError: latents without a graph, or shapes and devices that do not fit.
             FloatingPointError: a residual is not finite; the message names the timesteps.
         """
-        found = self.estimate(latents, condition, rng)
-        check_finite(found)
-        return (latents * found.fbar).sum() / len(latents), found
+        if not latents.requires_grad:
+            raise ValueError(
+                "the latents have no graph, so that nothing would be trained: pass what the encoder returned for the "
+                "render, not detached and not under torch.no_grad(); for the estimate alone call Carv.estimate"
+            )
+        found = self.estimate(latents, condition, rng, draws=draws, step=step, first=first)
+        check_finite(found.norm, found.draws.t)
+        return surrogate(latents, found.fbar, self.clip), found
 
-    def estimate(self, latents: Tensor, condition: object, rng: torch.Generator | None = None) -> Estimate:
-        """The estimate alone, unchecked and without waiting for the device."""
+    def draw(
+        self,
+        latents: Tensor,
+        rng: torch.Generator | None = None,
+        *,
+        step: int | None = None,
+        first: int | None = None,
+        of: int | None = None,
+    ) -> Draws:
+        """The draws of R renders' latents.
+
+        Args:
+            latents: (R, C, h, w); their shape, type and device.
+            rng: draws from it. Without it the draws are a function of (seed, step, render).
+            step: of the run; by default the calls so far.
+            first: index of the first of these renders in the step. By default 0, or R times the rank where
+                torch.distributed is initialised, so that ranks with renders of their own draw different noises.
+            of: renders in the whole step; by default R times the number of ranks. Used by strata="global".
+        """
+        R = len(latents)
+        how: dict[str, Any] = {"strata": self.strata, "coupling": self.noise}
+        if rng is not None:
+            return draw(R, self.resamples, latents.shape[1:], self.proposal, rng, latents.dtype, **how)
+        if step is None:
+            step, self.step = self.step, self.step + 1
+        rank, ranks = _rank()
+        first = R * rank if first is None else first
+        of = max(R * ranks, first + R) if of is None else of
+        renders = range(first, first + R)
+        where = (self.resamples, latents.shape[1:], self.proposal, self.device, latents.dtype)
+        return draw_at(self.seed, step, renders, *where, **how, of=of)
+
+    def estimate(
+        self,
+        latents: Tensor,
+        condition: Any,
+        rng: torch.Generator | None = None,
+        *,
+        draws: Draws | None = None,
+        step: int | None = None,
+        first: int | None = None,
+    ) -> Estimate:
+        """The estimate alone, unchecked for finiteness and without waiting for the device.
+
+        Args:
+            latents: (R, C, h, w), with or without a graph.
+            condition: of R rows.
+            rng, step, first: see `draw`.
+            draws: to use instead; from this object's proposal.
+
+        Raises:
+            ValueError: shapes and devices that do not fit.
+        """
+        self._check(latents, condition)
         z = latents.detach()
+        draws = self.draw(z, rng, step=step, first=first) if draws is None else draws
 
         def residual(z: Tensor, t: Tensor, eps: Tensor, r: Tensor) -> Tensor:
-            try:
-                return self.teacher.residual(z, t, eps, condition[r], self.scale)  # type: ignore[index]
-            except torch.OutOfMemoryError:
-                if len(z) == 1:
-                    raise
-                self.chunk = (len(z) + 1) // 2
-                log.info("out of memory with %d draws in one teacher call: from now on %d", len(z), self.chunk)
-            torch.cuda.empty_cache()  # the draws are made already: in halves they are the same
-            parts = zip(*(x.split(self.chunk) for x in (z, t, eps, r)), strict=True)
-            return torch.cat([residual(*part) for part in parts])
+            return self.objective.residual(Draw(self.model, self.guidance, z, t, eps, condition[r]))
 
-        return estimate(
-            z,
-            residual,
-            self.proposal,
-            self._w_device,
-            self.resamples,
-            rng or self.rng,
-            kind=self.strata,
-            coupling=self.noise,
-            chunk=self.chunk,
-        )
+        found = estimate(z, residual, self.proposal, self._w_device, draws, chunk=self.chunk)
+        self.chunk = found.chunk
+        return found
+
+    def update(
+        self, latents: Tensor, condition: Any, rng: torch.Generator | None = None, *, step: int | None = None
+    ) -> dict[str, Tensor]:
+        """Train what the objective has of its own, after the optimiser's step; nothing for SDS and CSD.
+
+        Args:
+            latents: (R, C, h, w) of the step.
+            condition: of R rows.
+            rng: of all random numbers; by default a function of (seed, step).
+            step: the same as in the call before; by default that of the last call.
+
+        Returns:
+            scalars to log, by name.
+        """
+        if rng is None:
+            step = self.step - 1 if step is None else step
+            rng = torch.Generator(self.device).manual_seed(key(self.seed, step, -2, _rank()[0]))
+        return self.objective.update(latents.detach(), condition, rng)
+
+    def state_dict(self) -> dict[str, Tensor]:
+        """All that the next call depends on, as tensors by name."""
+        numbers = torch.tensor([self.seed, self.step, self.chunk])
+        return {"numbers": numbers} | {f"objective.{k}": v for k, v in self.objective.state_dict().items()}
+
+    def load_state_dict(self, state: dict[str, Tensor]) -> None:
+        """Go on from what `state_dict` gave.
+
+        Raises:
+            KeyError, RuntimeError, ValueError: the state is of another objective.
+        """
+        self.seed, self.step, self.chunk = state["numbers"].tolist()
+        prefix = "objective."
+        self.objective.load_state_dict({k.removeprefix(prefix): v for k, v in state.items() if k.startswith(prefix)})
+
+    def _check(self, latents: Tensor, condition: Any) -> None:
+        if latents.ndim < 2 or not len(latents):
+            raise ValueError(f"latents must be (R, C, h, w) with R >= 1, not {tuple(latents.shape)}")
+        if latents.device != self.device and latents.device.type != "meta":
+            raise ValueError(f"the latents are on {latents.device} and the model on {self.device}: move one of them")
+        try:
+            rows = len(condition)
+        except TypeError:
+            return
+        if rows != len(latents):
+            raise ValueError(
+                f"the condition has {rows} rows and there are {len(latents)} renders: give it one row a render"
+            )
 
 
-def check_finite(found: Estimate) -> None:
-    """Raise FloatingPointError, naming the timesteps, if a residual is not finite."""
-    bad = ~torch.isfinite(found.norm)
+def surrogate(z: Tensor, fbar: Tensor, clip: float | None = None) -> Tensor:
+    """A scalar whose value is `1/2 |fbar|^2 / R` and whose gradient is `fbar / R`, the estimate of Algorithm 1.
+
+    The value is that of the usual `1/2 mse(z, (z - fbar).detach())`, summed; but in half precision that form loses
+    small gradients to rounding, and this one does not.
+
+    Args:
+        z: (R, ...) latents with a graph.
+        fbar: (R, ...), see `Estimate`.
+        clip: limit of the absolute value of every number of fbar; the gradient is biased then.
+    """
+    f = fbar.to(z.dtype) if clip is None else fbar.to(z.dtype).clamp(-clip, clip)
+    linear = (z * f).sum() / len(z)
+    return linear - linear.detach() + f.square().sum() / (2 * len(z))
+
+
+def check_finite(norm: Tensor, t: Tensor) -> None:
+    """Refuse residuals that are not finite.
+
+    Args:
+        norm: (R, K) of the weighted residuals.
+        t: (R, K) their timesteps.
+
+    Raises:
+        FloatingPointError: names the timesteps.
+    """
+    bad = ~torch.isfinite(norm)
     if bad.any():
-        timesteps = sorted(set(found.t[bad].tolist()))
+        timesteps = sorted(set(t[bad].tolist()))
         raise FloatingPointError(f"the teacher's residual is not finite at timesteps {timesteps}")
+
+
+def timestep_range(ends: TimestepRange, timesteps: int) -> tuple[int, int]:
+    """Two timesteps, both included, from two fractions of a schedule of T timesteps or from two timesteps.
+
+    A fraction x is the timestep `round(x T)`, at most the last.
+
+    Raises:
+        ValueError: not two numbers of one kind, out of order, or outside the schedule.
+    """
+    wanted = f"two fractions from 0.0 to 1.0, or two timesteps from 0 to {timesteps - 1}, in order, not {ends!r}"
+    if len(ends) != 2 or any(isinstance(end, bool) for end in ends):
+        raise ValueError(f"t_range must be {wanted}")
+    if all(isinstance(end, int) for end in ends):
+        low, high = int(ends[0]), int(ends[1])
+        allowed = 0 <= low <= high < timesteps
+    elif all(isinstance(end, float) for end in ends):
+        allowed = 0 <= ends[0] <= ends[1] <= 1
+        low, high = (min(round(end * timesteps), timesteps - 1) for end in ends) if allowed else (0, 0)
+    else:
+        allowed = False
+    if not allowed:
+        raise ValueError(f"t_range must be {wanted}")
+    return low, high
+
+
+def _guidance(given: Guidance | float, model: ScoreModel) -> Guidance:
+    if isinstance(given, (int, float)):
+        guidance = guidance_of(float(given))
+        return guidance if "uncond" in model.branches else Unguided()
+    if missing := [branch for branch in given.branches if branch not in model.branches]:
+        raise ValueError(f"{type(given).__name__} needs the branch {missing[0]!r}, which the model cannot predict")
+    return given
+
+
+def _check_model(model: Any) -> None:
+    missing = [name for name in ("schedule", "branches", "predict") if not hasattr(model, name)]
+    if missing:
+        pipeline = hasattr(model, "scheduler") and hasattr(model, "components")
+        hint = "wrap a diffusers pipeline with carv3d.from_pipeline(pipe)" if pipeline else "see carv3d.teachers"
+        raise TypeError(f"a {type(model).__name__} is no score model, it has no {', '.join(missing)}: {hint}")
+
+
+def _check_whole(name: str, value: Any, low: int) -> None:
+    if isinstance(value, bool) or not isinstance(value, int) or value < low:
+        raise ValueError(f"{name} must be a whole number of at least {low}, not {value!r}")
+
+
+def _rank() -> tuple[int, int]:
+    """This process's rank and the number of ranks; (0, 1) without torch.distributed."""
+    if torch.distributed.is_available() and torch.distributed.is_initialized():
+        return torch.distributed.get_rank(), torch.distributed.get_world_size()
+    return 0, 1

@@ -10,15 +10,14 @@ import torch
 import torch.nn.functional as F
 from torch import Tensor
 
-from carv3d.cameras import Cameras, CameraSampler
+from carv3d.cameras import Cameras, Sampler
 from carv3d.config.schema import Mesh as MeshConfig
 from carv3d.config.schema import Turntable
 from carv3d.images import sheet, write_png, write_video
 from carv3d.mesh import FORMATS, Mesh, bake_texture, extract, save
 from carv3d.renderers import Renderer
 from carv3d.runs import disk_errors, replace_file
-from carv3d.scenes import Gaussians, Scene
-from carv3d.scenes.splat_file import to_ply
+from carv3d.scenes import Scene
 from carv3d.teachers.opinion import opinion
 from carv3d.training import Trainer
 
@@ -50,7 +49,7 @@ def render_views(
     return torch.cat(rgb), torch.cat(opacity), torch.cat(normal) if normals else None
 
 
-def write_preview(scene: Scene, renderer: Renderer[Any], sampler: CameraSampler, path: Path) -> None:
+def write_preview(scene: Scene, renderer: Renderer[Any], sampler: Sampler, path: Path) -> None:
     """Four sides of the scene as one small PNG, at the size and distance of the training renders."""
     cameras = sampler.around(4, 15.0, sampler.height)
     rgb, _, _ = render_views(scene, renderer, cameras)
@@ -63,13 +62,11 @@ def write_opinion(trainer: Trainer, path: Path) -> None:
     sampler = trainer.sampler
     with torch.no_grad():
         _, z, condition = trainer.look(sampler.around(1, 15.0, sampler.height), rng)
-    pictures, columns = opinion(trainer.teacher, z, condition, trainer.carv.p, trainer.carv.scale, rng)
+    pictures, columns = opinion(trainer.teacher, z, condition, trainer.carv.p, trainer.carv.guidance, rng)
     write_png(sheet(pictures, columns), path)
 
 
-def write_contact_sheet(
-    scene: Scene, renderer: Renderer[Any], sampler: CameraSampler, path: Path, size: int = 160
-) -> None:
+def write_contact_sheet(scene: Scene, renderer: Renderer[Any], sampler: Sampler, path: Path, size: int = 160) -> None:
     """Eight views around and above: colour in the first row, normals in the second."""
     rgb, normals = [], []
     for cameras in (sampler.around(6, 15.0, size), sampler.around(2, 55.0, size)):
@@ -83,7 +80,7 @@ def write_contact_sheet(
 def write_turntable(
     scene: Scene,
     renderer: Renderer[Any],
-    sampler: CameraSampler,
+    sampler: Sampler,
     section: Turntable,
     path: Path,
     progress: Progress | None = None,
@@ -115,8 +112,8 @@ def export(scene: Scene, section: MeshConfig, folder: Path) -> tuple[Mesh | None
     with disk_errors(folder):
         if mesh is not None:
             files = save(mesh, folder, formats)
-        if "splat" in section.formats and isinstance(scene, Gaussians):
+        if "splat" in section.formats and (splats := scene.splats()) is not None:
             folder.mkdir(parents=True, exist_ok=True)
-            replace_file(folder / "splat.ply", to_ply(scene))
+            replace_file(folder / "splat.ply", splats)
             files.append(folder / "splat.ply")
     return mesh, files

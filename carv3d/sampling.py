@@ -7,19 +7,33 @@ stratified uniforms, `t` a timestep, `R` renders, `K` resamples. Everything is a
 
 from __future__ import annotations
 
+import difflib
+import hashlib
 from collections.abc import Callable
 from dataclasses import dataclass
-from typing import Literal
+from typing import Literal, get_args
 
 import torch
 from torch import Tensor
 
-ProposalKind = Literal["uniform", "importance"]
+from carv3d import registry
+
 StrataKind = Literal["none", "render", "global"]
-NoiseKind = Literal["independent", "antithetic", "zero_sum"]
-Draw = Callable[[int], Tensor]  # n -> independent normal numbers (R, n, *shape)
-Coupling = Callable[[Draw, int], Tensor]  # draw, K -> eps (R, K, *shape)
 WeightingKind = Literal["sds", "uniform", "fantasia3d", "velocity"]
+Normals = Callable[[int], Tensor]  # n -> independent normal numbers (R, n, *shape)
+Coupling = Callable[[Normals, int], Tensor]  # normals, K -> eps (R, K, *shape), each marginally N(0, I)
+
+
+def check_choice(what: str, value: object, choices: tuple[str, ...]) -> None:
+    """Refuse a value that is not among the choices.
+
+    Raises:
+        ValueError: names the choices, and the one that was probably meant.
+    """
+    if value not in choices:
+        near = difflib.get_close_matches(str(value), choices, 1)
+        hint = f"did you mean {near[0]!r}? " if near else ""
+        raise ValueError(f"unknown {what} {value!r}; {hint}use one of {', '.join(choices)}")
 
 
 def sds_weight(alpha: Tensor, sigma: Tensor, kind: WeightingKind) -> Tensor:
@@ -30,6 +44,7 @@ def sds_weight(alpha: Tensor, sigma: Tensor, kind: WeightingKind) -> Tensor:
     residual is alpha_t times that of the velocity `eps - z`, it gives the velocity's residual weight 1 (Yang et al.,
     "Text-to-Image Rectified Flow as Plug-and-Play Priors", arXiv 2406.03293); 0 where alpha_t is 0.
     """
+    check_choice("weighting", kind, get_args(WeightingKind))
     a, s = alpha.double(), sigma.double()
     match kind:
         case "sds":
@@ -40,7 +55,6 @@ def sds_weight(alpha: Tensor, sigma: Tensor, kind: WeightingKind) -> Tensor:
             return a * s**2
         case "velocity":
             return torch.where(a > 0, 1 / a, 0.0)
-    raise ValueError(f"unknown weighting {kind!r}: use 'sds', 'uniform', 'fantasia3d' or 'velocity'")
 
 
 def uniform_pmf(timesteps: int, t_min: int, t_max: int) -> Tensor:
@@ -102,27 +116,41 @@ class Proposal:
         return Proposal(self.q.to(device), self.ratio.to(device), self.cdf.to(device), self.last)
 
 
-def proposal(p: Tensor, w: Tensor, kind: ProposalKind) -> Proposal:
-    """The paper's proposals: "uniform" is q = p, "importance" is q proportional to p w (section 3.2)."""
-    match kind:
-        case "uniform":
-            return Proposal.of(p, p)
-        case "importance":
-            return Proposal.of(p, p.double() * w.double())
-    raise ValueError(f"unknown proposal {kind!r}: use 'uniform' or 'importance'")
+def proposal(p: Tensor, w: Tensor, kind: str) -> Proposal:
+    """The proposal of a name, for a target pmf p and weights w, both (T,).
+
+    Raises:
+        UserError: an unknown name.
+        ValueError: see `Proposal.of`.
+    """
+    return Proposal.of(p, registry.find("proposal", kind)(p.double(), w.double()))
 
 
-def strata(renders: int, resamples: int, kind: StrataKind, rng: torch.Generator) -> Tensor:
+def uniform(p: Tensor, w: Tensor) -> Tensor:
+    """The proposal q = p."""
+    return p
+
+
+def importance(p: Tensor, w: Tensor) -> Tensor:
+    """The proposal q proportional to p w (paper, section 3.2)."""
+    return p * w
+
+
+def stratified_uniforms(renders: int, resamples: int, strata: StrataKind, rng: torch.Generator) -> Tensor:
     """Uniforms u (R, K) float64 in [0, 1), each marginally U[0, 1), on the generator's device.
 
     "none": independent. "render": `u_b = (b - 1 + xi_b) / K` within each render (Algorithm 1, line 3).
     "global": one draw in each of the R K strata of the batch, and one in each of the K strata of every
     render; which render gets which fine stratum is random, so that every render alone stays unbiased.
+
+    Raises:
+        ValueError: unknown strata.
     """
+    check_choice("strata", strata, get_args(StrataKind))
     device = rng.device
     xi = torch.rand(renders, resamples, generator=rng, device=device, dtype=torch.float64)
     b = torch.arange(resamples, device=device, dtype=torch.float64)
-    match kind:
+    match strata:
         case "none":
             return xi
         case "render":
@@ -130,7 +158,6 @@ def strata(renders: int, resamples: int, kind: StrataKind, rng: torch.Generator)
         case "global":
             keys = torch.rand(renders, resamples, generator=rng, device=device)
             return (b * renders + keys.argsort(0) + xi) / (renders * resamples)
-    raise ValueError(f"unknown strata {kind!r}: use 'none', 'render' or 'global'")
 
 
 def noise(
@@ -139,7 +166,7 @@ def noise(
     shape: torch.Size | tuple[int, ...],
     rng: torch.Generator,
     dtype: torch.dtype,
-    kind: NoiseKind = "independent",
+    coupling: str = "independent",
 ) -> Tensor:
     """eps (R, K, *shape), each marginally N(0, I) and independent of all t, on the generator's device.
 
@@ -149,52 +176,131 @@ def noise(
         renders, resamples, shape: R, K and the latents' shape.
         rng: every draw comes from it.
         dtype: of eps.
-        kind: of `COUPLINGS`, how the K of a render hang together.
-    """
-    if kind not in COUPLINGS:
-        raise ValueError(f"unknown noise {kind!r}: use {', '.join(map(repr, COUPLINGS))}")
+        coupling: how the K noises of a render depend on each other, by name.
 
-    def draw(count: int) -> Tensor:
+    Raises:
+        UserError: an unknown coupling.
+    """
+
+    def normals(count: int) -> Tensor:
         return torch.randn((renders, count, *shape), generator=rng, device=rng.device, dtype=dtype)
 
-    return COUPLINGS[kind](draw, resamples)
+    coupled: Tensor = registry.find("coupling", coupling)(normals, resamples)
+    return coupled
 
 
-def independent(draw: Draw, resamples: int) -> Tensor:
-    """Of each other, as in the paper."""
-    return draw(resamples)
+def independent(normals: Normals, resamples: int) -> Tensor:
+    """The K noises are independent, as in the paper."""
+    return normals(resamples)
 
 
-def antithetic(draw: Draw, resamples: int) -> Tensor:
+def antithetic(normals: Normals, resamples: int) -> Tensor:
     """eps and -eps on neighbouring strata; of an odd K the last is alone."""
-    eps = draw((resamples + 1) // 2)
+    eps = normals((resamples + 1) // 2)
     return torch.stack([eps, -eps], 2).flatten(1, 2)[:, :resamples]
 
 
-def zero_sum(draw: Draw, resamples: int) -> Tensor:
-    """`sqrt(K / (K - 1)) (g_k - mean g)` of independent g, so that the K of a render sum to zero."""
-    g = draw(resamples)
+def zero_sum(normals: Normals, resamples: int) -> Tensor:
+    """`sqrt(K / (K - 1)) (g_k - mean g)` of independent g, so that the K noises of a render sum to zero."""
+    g = normals(resamples)
     return g if resamples == 1 else (g - g.mean(1, keepdim=True)) * (resamples / (resamples - 1)) ** 0.5
 
 
-COUPLINGS: dict[str, Coupling] = {"independent": independent, "antithetic": antithetic, "zero_sum": zero_sum}
-"""By name. One of your own may be added: each eps (R, K, *shape) must stay marginally N(0, I)."""
+@dataclass(frozen=True)
+class Draws:
+    """K resamples of each of R renders.
+
+    Attributes:
+        t: (R, K) long, timesteps.
+        eps: (R, K, *latent shape), noises.
+    """
+
+    t: Tensor
+    eps: Tensor
+
+    def __getitem__(self, renders: slice | Tensor) -> Draws:
+        return Draws(self.t[renders], self.eps[renders])
+
+    def resamples(self, part: slice) -> Draws:
+        """Some of the K resamples of every render: for processes that share the renders and split the draws."""
+        return Draws(self.t[:, part], self.eps[:, part])
 
 
-def draws(
+def draw(
     renders: int,
     resamples: int,
     shape: torch.Size | tuple[int, ...],
     q: Proposal,
     rng: torch.Generator,
-    dtype: torch.dtype,
+    dtype: torch.dtype = torch.float32,
     *,
-    kind: StrataKind,
-    coupling: NoiseKind,
-) -> tuple[Tensor, Tensor]:
-    """One batch of draws: t (R, K) long by the inverse CDF of stratified uniforms, then eps (R, K, *shape).
+    strata: StrataKind = "render",
+    coupling: str = "independent",
+) -> Draws:
+    """Draws of R renders: t by the inverse CDF of stratified uniforms, then eps.
 
-    Everything that estimates an expectation over (t, eps) draws here: see `strata` for `kind`, `noise` for `coupling`.
+    Everything that estimates an expectation over (t, eps) draws here, or by `draw_at`.
+
+    Args:
+        renders, resamples, shape: R, K and the latents' shape.
+        q: where timesteps are drawn from; on the generator's device.
+        rng: every draw comes from it.
+        dtype: of eps.
+        strata: see `stratified_uniforms`.
+        coupling: see `noise`.
     """
-    t = q.icdf(strata(renders, resamples, kind, rng))
-    return t, noise(renders, resamples, shape, rng, dtype, coupling)
+    t = q.icdf(stratified_uniforms(renders, resamples, strata, rng))
+    return Draws(t, noise(renders, resamples, shape, rng, dtype, coupling))
+
+
+def draw_at(
+    seed: int,
+    step: int,
+    renders: range,
+    resamples: int,
+    shape: torch.Size | tuple[int, ...],
+    q: Proposal,
+    device: torch.device,
+    dtype: torch.dtype = torch.float32,
+    *,
+    strata: StrataKind = "render",
+    coupling: str = "independent",
+    of: int = 0,
+) -> Draws:
+    """Draws of some renders of a step, as a function of (seed, step, render): they need no state.
+
+    Processes that share a step get what one process would have drawn: each asks for its own renders, or all ask for
+    the same ones and take parts of the K resamples. A resumed run repeats its draws.
+
+    Args:
+        seed: of the run.
+        step: counted from 0.
+        renders: which of the step's renders.
+        resamples, shape, q, dtype, strata, coupling: see `draw`.
+        device: of the draws; the numbers depend on its type.
+        of: how many renders the whole step has; matters for strata="global" only, whose strata run over them.
+
+    Raises:
+        ValueError: strata="global" and fewer than the renders asked for.
+    """
+    rng = torch.Generator(device)
+    shared = None
+    if strata == "global":
+        if of < renders.stop:
+            raise ValueError(f"strata='global' needs the number of renders of the step, at least {renders.stop}")
+        shared = stratified_uniforms(of, resamples, strata, rng.manual_seed(key(seed, step, -1)))
+    rows = []
+    for render in renders:
+        rng.manual_seed(key(seed, step, render))
+        if shared is None:
+            rows.append(draw(1, resamples, shape, q, rng, dtype, strata=strata, coupling=coupling))
+        else:
+            t = q.icdf(shared[render : render + 1])
+            rows.append(Draws(t, noise(1, resamples, shape, rng, dtype, coupling)))
+    return Draws(torch.cat([row.t for row in rows]), torch.cat([row.eps for row in rows]))
+
+
+def key(*numbers: int) -> int:
+    """A generator's seed, in [0, 2^63), that differs for different tuples of whole numbers."""
+    digest = hashlib.sha256(" ".join(map(str, numbers)).encode()).digest()
+    return int.from_bytes(digest[:8], "little") >> 1

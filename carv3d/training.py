@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import logging
+from collections.abc import Callable
 from dataclasses import dataclass, field
 from functools import partial
 from typing import Any
@@ -16,7 +17,7 @@ from carv3d.allocation import NEEDED, START, Allocation
 from carv3d.cameras import Cameras
 from carv3d.config.schema import Config
 from carv3d.estimator import Estimate
-from carv3d.loss import Carv, check_finite
+from carv3d.loss import Carv, check_finite, surrogate
 from carv3d.moments import carry_moments
 from carv3d.regularisers import opacity, orientation, sparsity
 from carv3d.renderers import Render
@@ -35,13 +36,14 @@ class StepLog:
 
     Attributes:
         step: number of steps done, this one included.
-        found: what the estimator drew.
+        t, norm: (R, K) timesteps, and norms of the weighted residuals.
         draws: how many of them the teacher judged, a probe's included.
         figures: scalar tensors by name.
     """
 
     step: int
-    found: Estimate
+    t: Tensor
+    norm: Tensor
     draws: int
     figures: dict[str, Tensor] = field(default_factory=dict)
 
@@ -51,7 +53,8 @@ class Trainer:
 
     Attributes:
         step_count: steps done.
-        scene, renderer, teacher, carv, optimizer: see their rooms.
+        scene, renderer, sampler, teacher, carv: what the config describes.
+        optimizer: Adam over the scene's and the renderer's parameters.
         rng: the one source of random draws, on the run's device.
         clock: where the time goes; set `clock.running` to measure.
     """
@@ -69,8 +72,6 @@ class Trainer:
         self.scene = build.scene(config, self.rng, fresh=fresh)
         self.renderer = build.renderer(config, self.device)
         self.sampler = build.camera_sampler(config)
-        # Of the cameras' sequence: a function of the seed, so that no checkpoint needs it.
-        self._offset = torch.rand(2, generator=torch.Generator().manual_seed(config.seed), dtype=torch.float64)
         self.carv = build.carv(config, self.teacher)
         first, second = config.optimizer.betas
         self.step_count = 0
@@ -89,13 +90,13 @@ class Trainer:
         self.set_schedules()
         self.renderer.update_occupancy(self.scene, self.step_count, self.rng)
         self.optimizer.zero_grad()
-        first = self.step_count * config.guidance.renders if config.cameras.order == "sequence" else None
         probe = False
         if self._allocation is not None:
             if self._allocation.cost_ratio is None:
                 self._allocation.cost_ratio = self._cost_ratio()
             self.carv.resamples, probe = self._allocation.resamples, self._allocation.due(self.step_count)
-        render, found = self.backward(config.guidance.renders, self.carv, self.rng, first, probe=probe)
+        cameras = self.sampler.of_step(self.step_count, config.guidance.renders, self.rng)
+        render, found, update = self.backward(cameras, self.carv, self.rng, probe=probe)
         with self.clock("optimiser"):
             gradients = [p.grad for p in self.parameters() if p.grad is not None]
             norm = torch.nn.utils.get_total_norm(gradients)
@@ -104,8 +105,11 @@ class Trainer:
             changed = self.scene.after_step(self.step_count, self.fraction, render.footprints, self.rng)
             if changed is not None:
                 carry_moments(self.optimizer, list(self.scene.parameters()), changed)
-        entry = StepLog(self.step_count, found, found.t.numel() * (3 if probe else 1))
-        entry.figures = {
+        with self.clock("objective"):
+            figures = update()
+        draws = found.draws.t.numel() * (3 if probe else 1)
+        entry = StepLog(self.step_count, found.draws.t, found.norm, draws)
+        entry.figures = figures | {
             "gradient_norm": norm,
             "effective_sample_size": found.effective_sample_size(),
             "residual_norm": found.norm.mean(),
@@ -121,7 +125,7 @@ class Trainer:
         proposal, strata, noise = self.config.guidance.proposal, self.carv.strata, self.carv.noise
         steps = {
             (renders, K): partial(
-                self.backward,
+                self.trial,
                 renders,
                 self.carv.replace(resamples=K, proposal=proposal, strata=strata, noise=noise),
                 rng,
@@ -136,12 +140,6 @@ class Trainer:
         self.clock.seconds = {}
         self.optimizer.zero_grad()
         return meter.model().ratio
-
-    def cameras(self, renders: int, rng: torch.Generator, first: int | None = None) -> Cameras:
-        """Independent cameras, or those that follow the `first` ones of the run's sequence."""
-        if first is None:
-            return self.sampler.sample(renders, rng)
-        return self.sampler.sequence(first, renders, self._offset, rng)
 
     def look(self, cameras: Cameras, rng: torch.Generator) -> tuple[Render, Tensor, Any]:
         """Renders, their latents, and what the teacher is told of them.
@@ -162,14 +160,25 @@ class Trainer:
             condition = self.teacher.condition(config.prompt, cameras, config.negative_prompt)
         return render, z, condition
 
+    def trial(self, renders: int, carv: Carv, rng: torch.Generator) -> None:
+        """The passes of a step with independent cameras, to be timed: its gradient is left in the parameters."""
+        *_, update = self.backward(self.sampler.sample(renders, rng), carv, rng)
+        with self.clock("objective"):
+            update()
+
     def backward(
-        self, renders: int, carv: Carv, rng: torch.Generator, first: int | None = None, *, probe: bool = False
-    ) -> tuple[Render, Estimate]:
+        self, cameras: Cameras, carv: Carv, rng: torch.Generator, *, probe: bool = False
+    ) -> tuple[Render, Estimate, Callable[[], dict[str, Tensor]]]:
         """Add one step's gradient to the parameters': render, encode, ask the teacher, one backward pass.
 
-        A probe has passes of its own: before it, while the graph is there, and after it, when its memory is free.
+        With a probe, gradients for `auto` are taken as well: two before the backward pass, while the graph is in
+        memory, and one after it, when that memory is free.
+
+        Returns:
+            The renders, the estimate, and what trains the objective's own parameters after the optimiser's step.
         """
-        render, z, condition = self.look(self.cameras(renders, rng, first), rng)
+        renders = len(cameras)
+        render, z, condition = self.look(cameras, rng)
         with self.clock("denoise"):
             found = carv.estimate(z, condition, rng)
         if probe:
@@ -177,21 +186,16 @@ class Trainer:
                 gradient, again = Gradient(z, self.parameters()), carv.estimate(z, condition, rng)
                 pair = torch.stack([gradient(one.fbar / renders) for one in (found, again)])
         with self.clock("backward"):
-            loss = (z * found.fbar).sum() / renders + self._regularise(render, self.fraction)
+            loss = surrogate(z, found.fbar) + self._regularise(render, self.fraction)
             loss.backward()
         if probe and self._allocation is not None:
             with self.clock("probe"):
                 self._allocation.probe(self.step_count, pair, self._elsewhere(renders, carv, rng))
-        return render, found
+        return render, found, partial(carv.update, z.detach(), condition, rng)
 
     def _elsewhere(self, renders: int, carv: Carv, rng: torch.Generator) -> Tensor:
         """(P,) the gradient of another step at the same scene, whose cameras have nothing to do with this one's."""
-        if self.config.cameras.order == "sequence":  # another sequence: R of one step's renders depend on each other
-            offset = torch.rand(2, generator=rng, device=self.device, dtype=torch.float64).cpu()
-            cameras = self.sampler.sequence(0, renders, offset, rng)
-        else:
-            cameras = self.cameras(renders, rng)
-        _, z, condition = self.look(cameras, rng)
+        _, z, condition = self.look(self.sampler.of_other_run(renders, rng), rng)
         return Gradient(z, self.parameters())(carv.estimate(z, condition, rng).fbar / renders)
 
     @property
@@ -209,12 +213,15 @@ class Trainer:
         moments, _ = optimizer_tensors(self.optimizer.state_dict())
         if self._allocation is not None:
             state |= self._allocation.state()
+        state |= {f"objective.{k}": v for k, v in self.carv.objective.state_dict().items()}
         return dict(self.scene.state_dict()), state | moments | generator_tensors({"train": self.rng})
 
     def load_state(self, step: int, scene: dict[str, Tensor], state: dict[str, Tensor]) -> None:
         """Go on after `step` steps, from what `state` gave."""
         renderer = {k.removeprefix("renderer."): v for k, v in state.items() if k.startswith("renderer.")}
+        objective = {k.removeprefix("objective."): v for k, v in state.items() if k.startswith("objective.")}
         self.scene.load_state_dict(scene)
+        self.carv.objective.load_state_dict(objective)
         self.renderer.load_state_dict(renderer)
         # The groups come from the config: their rates are set anew each step.
         groups = self.optimizer.state_dict()["param_groups"]
@@ -248,7 +255,9 @@ class Trainer:
         if (w := weights.orientation.at(fraction)) > 0:
             total = total + w * orientation(render)
         for name, penalty in self.scene.penalties().items():
-            if (w := getattr(weights, name).at(fraction)) > 0:
+            # A plug-in's own term has no key here: the scene weighs it.
+            w = getattr(weights, name).at(fraction) if hasattr(weights, name) else 1.0
+            if w > 0:
                 total = total + w * penalty()
         return total
 
@@ -263,7 +272,7 @@ def check_logs(logs: list[StepLog]) -> list[dict[str, float]]:
     for log, row in zip(logs, stacked, strict=True):
         if not all(abs(x) < float("inf") for x in row):
             try:
-                check_finite(log.found)
+                check_finite(log.norm, log.t)
             except FloatingPointError as error:
                 raise FloatingPointError(f"step {log.step}: {error}") from None
             raise FloatingPointError(f"step {log.step}: the gradient is not finite, though the residuals are")

@@ -31,4 +31,4 @@ def test_a_half_precision_teacher_is_float32_on_a_cpu_without_that_arithmetic(mo
     config = Config(teacher=schema.DiffusersTeacher(dtype="bfloat16"))
     for fast, expected in ((True, torch.bfloat16), (False, torch.float32)):
         monkeypatch.setattr(arithmetic, "is_fast", lambda dtype, device, fast=fast: fast)
-        assert build.diffusers_teacher(config, torch.device("cpu")).dtype == expected
+        assert build.teacher(config, torch.device("cpu")).dtype == expected

@@ -190,7 +190,10 @@ def test_memory_is_told_from_configs_alone(name: str, tmp_path: Path) -> None:
     for file in folder.rglob("*.safetensors"):
         file.unlink()
     base = [f"teacher.path={folder}", "guidance.resamples=8", "prompt=a"]
-    whole, chunked = (memory_of(folder, load(find_config("shapes"), [*base, f"guidance.chunk={n}"]), torch.device("cpu")) for n in (0, 2))
+    whole, chunked = (
+        memory_of(folder, load(find_config("shapes"), [*base, f"guidance.chunk={n}"]), torch.device("cpu"))
+        for n in (0, 2)
+    )
     assert whole.weights == sum(map(bytes_of, networks))
     assert chunked.denoise < 0.5 * whole.denoise
     assert chunked.encode == whole.encode and whole.peak > whole.weights

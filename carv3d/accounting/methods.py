@@ -20,7 +20,7 @@ from carv3d.accounting.unbiasedness import CountSketch, detectable_bias, disagre
 from carv3d.accounting.variance import Floats, Interval, Spread, within
 from carv3d.errors import UserError
 from carv3d.loss import Carv
-from carv3d.sampling import NoiseKind, ProposalKind, StrataKind, strata
+from carv3d.sampling import Draws, StrataKind, draw
 
 REPLICATES = 2  # of each stratified estimate at each render: the fewest that show its own noise
 FEWEST_RENDERS = 4
@@ -36,10 +36,10 @@ Upstream = Callable[[torch.Generator], tuple[Tensor, Any]]
 class Method:
     """A way to estimate the same gradient."""
 
-    proposal: ProposalKind
+    proposal: str
     strata: StrataKind
     resamples: int
-    noise: NoiseKind = "independent"
+    noise: str = "independent"
 
     @property
     def name(self) -> str:
@@ -62,7 +62,7 @@ def methods(resamples: Sequence[int]) -> list[Method]:
 
     Strata of one draw are no strata, and one noise has no other to be coupled with.
     """
-    kinds: list[tuple[ProposalKind, StrataKind, NoiseKind]] = [
+    kinds: list[tuple[str, StrataKind, str]] = [
         ("uniform", "none", "independent"),
         ("importance", "none", "independent"),
         ("uniform", "render", "independent"),
@@ -97,7 +97,7 @@ class Measurement:
 
     methods: Sequence[Method]
     within: dict[Method, list[Tensor]] = field(default_factory=dict)
-    noise: dict[ProposalKind, list[Tensor]] = field(default_factory=dict)
+    noise: dict[str, list[Tensor]] = field(default_factory=dict)
     pooled: Spread = field(default_factory=Spread)
     pooled_noise: list[Tensor] = field(default_factory=list)
     disagreements: list[Tensor] = field(default_factory=list)
@@ -276,6 +276,10 @@ class Gradient:
     def __call__(self, fbar: Tensor) -> Tensor:
         """(P,)"""
         gradients = torch.autograd.grad(self.z, self.parameters, fbar, retain_graph=True, allow_unused=True)
+        if all(g is None for g in gradients):
+            raise UserError(
+                "the latents do not depend on any of the parameters: their graph starts elsewhere, or was detached"
+            )
         parts = [
             p.new_zeros(p.numel()) if g is None else g.flatten()
             for p, g in zip(self.parameters, gradients, strict=True)
@@ -296,15 +300,13 @@ class _View:
         return torch.stack([self._gradient(one[None]) for one in fbar])
 
     def singles(self, carv: Carv, rng: torch.Generator) -> tuple[Tensor, Tensor]:
-        """One draw each, two noises at both of two timesteps: the timesteps (4,), and the gradients (4, P)."""
-        t = carv.proposal.icdf(strata(2, 1, "none", rng))[:, 0].repeat_interleave(2)
-        rows = torch.zeros_like(t)
-        z, condition = self._latents[rows], self._condition[rows]
-        eps = torch.randn(z.shape, generator=rng, device=z.device, dtype=z.dtype)
-        parts = torch.arange(4, device=z.device).split(carv.chunk or 4)
-        r = torch.cat([carv.teacher.residual(z[n], t[n], eps[n], condition[n], carv.scale) for n in parts])
-        weight = (carv.proposal.ratio[t] * carv.w.to(t.device)[t]).to(r.dtype)
-        return t, torch.stack([self._gradient(w * one[None]) for w, one in zip(weight, r, strict=True)])
+        """Estimates of one draw, two noises at both of two timesteps: timesteps (4,), and gradients (4, P)."""
+        rows = torch.zeros(4, dtype=torch.long, device=self._latents.device)
+        z = self._latents[rows]
+        four = draw(4, 1, z.shape[1:], carv.proposal, rng, z.dtype, strata="none")
+        pairs = Draws(four.t[::2].repeat_interleave(2, 0), four.eps)
+        fbar = carv.estimate(z, self._condition[rows], draws=pairs).fbar
+        return pairs.t[:, 0], torch.stack([self._gradient(one[None]) for one in fbar])
 
 
 def _look(

@@ -17,7 +17,7 @@ from rich.console import Console
 from carv3d import build
 from carv3d.attribution.builtin_world import BuiltinWorld
 from carv3d.attribution.cache import Cache
-from carv3d.attribution.draws import Draws
+from carv3d.attribution.draws import SharedDraws
 from carv3d.attribution.gradients import RowGradients
 from carv3d.attribution.image_folder import ImageFolder
 from carv3d.attribution.pictures import Pictures
@@ -26,7 +26,7 @@ from carv3d.attribution.samples import sample_pictures
 from carv3d.attribution.scores import Floats, ends, scores, share_of_class
 from carv3d.attribution.signatures import Signer
 from carv3d.config import AttributeConfig, Config
-from carv3d.config.schema import DiffusersTeacher as TeacherSection
+from carv3d.config.teachers import DiffusersTeacher as TeacherSection
 from carv3d.errors import UserError
 from carv3d.generation import set_threads
 from carv3d.progress import progress
@@ -151,7 +151,7 @@ def open_pictures(config: AttributeConfig, teacher: DiffusersTeacher) -> Picture
 def make_signer(config: AttributeConfig, teacher: DiffusersTeacher, gradients: RowGradients) -> Signer:
     """The shared draws and the projection of the config."""
     section = config.draws
-    draws = Draws.of(
+    draws = SharedDraws.of(
         section.count,
         teacher.latent_shape,
         len(teacher.schedule.alpha),
@@ -227,6 +227,7 @@ def _recipe(config: AttributeConfig, teacher: DiffusersTeacher, signer: Signer, 
 def _weights(teacher: DiffusersTeacher) -> str:
     """SHA-256 of the contents of the pipeline's files, whatever their names' times are."""
     found = hashlib.sha256()
+    assert teacher.weights is not None  # it was loaded from files
     root = teacher.weights.folder
     for path in sorted(p for p in root.rglob("*") if p.suffix in (".safetensors", ".bin", ".json") and p.is_file()):
         found.update(path.relative_to(root).as_posix().encode())

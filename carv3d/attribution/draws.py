@@ -9,12 +9,13 @@ from typing import Literal
 import torch
 from torch import Tensor
 
-from carv3d.sampling import NoiseKind, draws, proposal, uniform_pmf
+from carv3d.loss import timestep_range
+from carv3d.sampling import draw, proposal, uniform_pmf
 
 
 @dataclass(frozen=True)
-class Draws:
-    """B draws.
+class SharedDraws:
+    """B draws that all pictures share.
 
     Attributes:
         t: (B,) long.
@@ -34,9 +35,9 @@ class Draws:
         *,
         t_range: tuple[float, float] = (0.02, 0.98),
         strata: Literal["none", "global"] = "global",
-        noise: NoiseKind = "independent",
-    ) -> Draws:
-        """Draw them, as one batch of `count` resamples of a render would be drawn (`carv3d.sampling.draws`).
+        noise: str = "independent",
+    ) -> SharedDraws:
+        """Draw them, as one batch of `count` resamples of a render would be drawn (`carv3d.sampling.draw`).
 
         Timesteps are uniform on the range, in one stratum each with strata="global" (CARV, arXiv 2605.21489, section
         on data attribution). There is no importance sampling: every draw's cosine counts the same, whatever its
@@ -52,11 +53,10 @@ class Draws:
             strata: one draw a stratum, or independent ones.
             noise: coupling of the eps.
         """
-        low, high = (min(round(fraction * timesteps), timesteps - 1) for fraction in t_range)
-        p = uniform_pmf(timesteps, low, high)
+        p = uniform_pmf(timesteps, *timestep_range(t_range, timesteps))
         q = proposal(p, torch.ones_like(p), "uniform").to(rng.device)
-        t, eps = draws(1, count, shape, q, rng, torch.float32, kind=strata, coupling=noise)
-        return cls(t[0], eps[0])
+        found = draw(1, count, shape, q, rng, torch.float32, strata=strata, coupling=noise)
+        return cls(found.t[0], found.eps[0])
 
     def __len__(self) -> int:
         """B."""

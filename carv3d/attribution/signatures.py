@@ -8,7 +8,7 @@ from dataclasses import dataclass
 import torch
 from torch import Tensor
 
-from carv3d.attribution.draws import Draws
+from carv3d.attribution.draws import SharedDraws
 from carv3d.attribution.gradients import RowGradients
 from carv3d.attribution.pictures import Pictures
 from carv3d.attribution.projection import Projection
@@ -38,7 +38,7 @@ class Signer:
     """
 
     def __init__(
-        self, teacher: DiffusersTeacher, gradients: RowGradients, projection: Projection, draws: Draws, rows: int
+        self, teacher: DiffusersTeacher, gradients: RowGradients, projection: Projection, draws: SharedDraws, rows: int
     ) -> None:
         """Set up.
 
@@ -91,9 +91,8 @@ class Signer:
         direction. The errors of a velocity and of a flow are those of the noise over alpha_t, see `Family.eps_hat`.
         """
         alpha, sigma = self.teacher.schedule.at(t, z)
-        words = condition.mixed(condition.cond)
         with torch.enable_grad():
-            eps_hat = self.teacher.family.eps_hat(alpha * z + sigma * eps, t, words, condition.camera)
+            eps_hat = self.teacher.predict(alpha * z + sigma * eps, t, condition, ("cond",))["cond"]
             error = eps_hat - eps
             if self.teacher.family.prediction != "epsilon":
                 error = error / alpha

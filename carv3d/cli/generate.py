@@ -68,10 +68,11 @@ def generate(
         device = build.device(config)
         # As found, not as asked for: a run that goes on elsewhere keeps its device and its order of sums.
         config.device, config.threads = str(device), config.threads or cores()
-        if getattr(config.teacher, "path", "builtin") == "builtin" and not config.force:
+        if getattr(config.teacher, "builtin_world", False) and not config.force:
             parse(config.prompt)
         # Before the folder is made: nothing is left of a mistake.
         teacher = build.teacher(config, device)
+        build.carv(config, teacher)
         build.scene(config, torch.Generator(device))
         build.renderer(config, device)
         with Run.create(config, source.stem, shlex.join(sys.argv), folder=output, device=device) as run:

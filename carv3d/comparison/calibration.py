@@ -3,7 +3,6 @@
 from __future__ import annotations
 
 import copy
-import math
 import time
 from collections.abc import Callable, Sequence
 from dataclasses import dataclass
@@ -12,7 +11,6 @@ import torch
 
 from carv3d import build
 from carv3d.config import Config
-from carv3d.config.schema import Gaussians
 from carv3d.teachers import Teacher
 from carv3d.training import Trainer
 
@@ -77,8 +75,8 @@ class _Pilot:
         config.prompt, config.device = prompt, str(device)
         share = min(1.0, _PILOT / config.training.steps)
         config.training.steps = round(share * config.training.steps)
-        if isinstance(config.scene, Gaussians):  # they are to become as many as in a whole run
-            config.scene.densify.every = math.ceil(share * config.scene.densify.every)
+        if hasattr(config.scene, "shortened"):  # it is to become as large as in a whole run
+            config.scene = config.scene.shortened(share)
         self._trainer = Trainer(config, teacher)
         self._left = max(1, config.training.steps - _WARM_UP)
         self._steps, self._calls, self._seconds = 0, 0, 0.0

@@ -15,7 +15,6 @@ from carv3d import build
 from carv3d.comparison.calibration import Cost, step_costs
 from carv3d.comparison.yardsticks import ALIGNMENT, TRUTH, Scale
 from carv3d.config import Config, to_yaml, validate
-from carv3d.config.schema import ExactTeacher
 from carv3d.errors import UserError
 from carv3d.generation import cores
 from carv3d.runs import disk_errors, replace_file
@@ -92,14 +91,15 @@ class Plan:
 
 def knows_truth(config: Config) -> bool:
     """Whether the config's teacher is one of the built-in world, whose true objects are known."""
-    return isinstance(config.teacher, ExactTeacher) or config.teacher.path == "builtin"
+    return bool(getattr(config.teacher, "builtin_world", False))
 
 
 def methods_of(configs: Sequence[tuple[str, Config]]) -> list[tuple[str, Config]]:
     """Names and configs of the methods: up to four of one config, or one of each of several.
 
-    One config gives plain SDS, reuse of renders alone (K independent draws), the paper's method (with importance
-    and strata), and itself. All but itself have independent noise and cameras, as the paper and the field have.
+    One config gives the plain objective (such as SDS), reuse of renders alone (K independent draws), the paper's method
+    (with importance and strata), and itself. All but itself have independent noise and cameras, as the
+    paper and the field have.
 
     Raises:
         UserError: two of the same name, or configs that cannot be compared.
@@ -117,8 +117,11 @@ def methods_of(configs: Sequence[tuple[str, Config]]) -> list[tuple[str, Config]
             other.guidance.proposal, other.guidance.strata = "uniform", "none"
         paper.guidance.proposal, paper.guidance.strata = "importance", "render"
         for other in (sds, reuse, paper):
-            other.guidance.noise, other.cameras.order = "independent", "independent"
-        found = [("sds", sds), ("reuse", reuse), ("paper", paper), ("carv", config)]
+            other.guidance.noise = "independent"
+            if hasattr(other.cameras, "independent"):
+                other.cameras = other.cameras.independent()
+        plain = config.guidance.objective.type.rpartition(".")[2].lower()
+        found = [(plain, sds), ("reuse", reuse), ("paper", paper), ("carv", config)]
         return [row for row in found if row[0] == "carv" or row[1] != config]
     names = [name for name, _ in configs]
     if twice := [name for name in names if names.count(name) > 1]:

@@ -8,7 +8,7 @@ from functools import cached_property
 from typing import Protocol
 
 from carv3d.alignment import Clip, views
-from carv3d.cameras import CameraSampler
+from carv3d.cameras import Sampler
 from carv3d.evaluation import Judge
 from carv3d.generation import Trained
 from carv3d.results import render_views
@@ -44,7 +44,7 @@ class Yardstick(Protocol):
 
     scale: Scale
 
-    def measure(self, prompt: str, trained: Trained, sampler: CameraSampler) -> tuple[float, float]:
+    def measure(self, prompt: str, trained: Trained, sampler: Sampler) -> tuple[float, float]:
         """Both figures.
 
         Args:
@@ -64,7 +64,7 @@ class Truth:
     def _judge(self) -> Judge:  # takes seconds, and may not be needed
         return Judge()
 
-    def measure(self, prompt: str, trained: Trained, sampler: CameraSampler) -> tuple[float, float]:
+    def measure(self, prompt: str, trained: Trained, sampler: Sampler) -> tuple[float, float]:
         """See `Yardstick`; from the judge's own cameras."""
         rgb, opacity, _ = render_views(trained.scene, trained.renderer, self._judge.cameras)
         return self._judge.fidelity(parse(prompt), rgb, opacity)
@@ -78,7 +78,7 @@ class Alignment:
     def __init__(self, clip: Clip, prompts: Sequence[str]) -> None:
         self._clip, self._prompts = clip, prompts
 
-    def measure(self, prompt: str, trained: Trained, sampler: CameraSampler) -> tuple[float, float]:
+    def measure(self, prompt: str, trained: Trained, sampler: Sampler) -> tuple[float, float]:
         """See `Yardstick`; from cameras around the object."""
         rgb, _, _ = render_views(trained.scene, trained.renderer, views(sampler))
         found = self._clip.alignment(rgb, prompt, self._prompts)

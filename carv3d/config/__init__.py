@@ -5,7 +5,8 @@ from typing import Any
 from carv3d.config.attribution import AttributeConfig
 from carv3d.config.distillation import DistillConfig
 from carv3d.config.loading import find_config, load
-from carv3d.config.schema import Config, Ramp
+from carv3d.config.ramp import Ramp
+from carv3d.config.schema import Config
 from carv3d.config.validation import require_prompt, validate
 from carv3d.config.writing import describe, to_yaml
 

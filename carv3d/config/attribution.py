@@ -8,7 +8,7 @@ from dataclasses import dataclass, field
 from typing import Any, Literal
 
 from carv3d.config.rules import Rule, at_least, finite
-from carv3d.config.schema import DiffusersTeacher
+from carv3d.config.teachers import DiffusersTeacher
 
 
 @dataclass

@@ -7,7 +7,9 @@ from dataclasses import dataclass, field
 from typing import Any, Literal
 
 from carv3d.config import schema
-from carv3d.config.rules import Rule, at_least, finite, positive
+from carv3d.config.cameras import Cameras
+from carv3d.config.rules import Rule, adam, at_least, finite
+from carv3d.config.teachers import DiffusersTeacher
 from carv3d.config.validation import rules as rules_of_generation
 
 
@@ -69,8 +71,8 @@ class DistillConfig:
     threads: int = 0  # torch threads on the CPU; 0: as many as there are cores to run on
     output_dir: str = "outputs"  # runs go to <output_dir>/<config name>/<name>-<n>
     force: bool = False  # go on with prompts that the built-in teacher does not know
-    teacher: Any = field(default_factory=schema.DiffusersTeacher)
-    cameras: schema.Cameras = field(default_factory=lambda: schema.Cameras(order="independent"))
+    teacher: Any = field(default_factory=DiffusersTeacher)
+    cameras: Any = field(default_factory=lambda: Cameras(order="independent"))
     views: schema.Views = field(default_factory=schema.Views)
     matching: Matching = field(default_factory=Matching)
     generator: Generator = field(default_factory=Generator)
@@ -96,7 +98,7 @@ class DistillConfig:
         yield from rules_of_generation(self.shared())
         kind = self.teacher.type
         yield "teacher.type", kind, kind == "diffusers", "diffusers (a network to start from)"
-        order = self.cameras.order
+        order = getattr(self.cameras, "order", "independent")
         yield "cameras.order", order, order == "independent", "independent (every update draws its own)"
         yield "views.perp_neg", self.views.perp_neg, not self.views.perp_neg, "false"
         yield "name", self.name, bool(self.name.strip()), "the name of a folder"
@@ -110,9 +112,7 @@ class DistillConfig:
         average = self.generator.average
         yield "generator.average", average, 0 <= average < 1, "from 0 up to, not including, 1"
         for key, section in (("generator", self.generator), ("fake", self.fake)):
-            yield from positive(section, key, "lr")
-            inside = len(section.betas) == 2 and all(0 <= beta < 1 for beta in section.betas)
-            yield f"{key}.betas", section.betas, inside, "two numbers from 0 up to, not including, 1"
+            yield from adam(section, key)
         yield from at_least(self.fake, "fake", updates=1, batch=1)
         yield "fake.divergence", self.fake.divergence, self.fake.divergence > 1, "greater than 1"
         yield from at_least(self.training, "training", steps=1, preview_every=0, checkpoint_every=0)

@@ -16,7 +16,7 @@ import os
 import re
 import textwrap
 from collections.abc import Iterator, Mapping, Sequence
-from dataclasses import dataclass, fields, is_dataclass
+from dataclasses import dataclass, fields, is_dataclass, replace
 from pathlib import Path
 from typing import Any, Literal, TypeVar, cast, get_args, get_origin, get_type_hints, overload
 
@@ -24,7 +24,10 @@ import yaml
 from omegaconf import DictConfig, OmegaConf
 from omegaconf.errors import GrammarParseError, InterpolationKeyError, OmegaConfBaseException
 
+from carv3d import registry
 from carv3d.config import schema
+from carv3d.config.kinds import section
+from carv3d.config.ramp import Ramp
 from carv3d.config.yaml_loader import line_numbers, parse, problem
 from carv3d.errors import UserError
 
@@ -98,13 +101,14 @@ def load(
     merged = OmegaConf.structured(config)
     layers = [] if base is None else [_Layer(base, "base config")]
     layers += [] if source is None else [_read(Path(source))]
+    layers = [_in_full(layer, config) for layer in layers]
     for layer in layers:
         _choose_kinds(config, merged, layer)
         _merge(config, merged, layer)
     # Kinds first, because a key's type decides how an override's text is read.
     parsed = [_split(override) for override in overrides]
     for keys, text in parsed:
-        if keys[0] in schema.KINDS:
+        if ".".join(keys).removesuffix(".type") in schema.KINDS:
             _choose_kinds(config, merged, _override(keys, text, config))
     for keys, text in parsed:
         layers.append(_override(keys, text, config))
@@ -193,25 +197,68 @@ def _override(keys: list[str], text: str, config: Any) -> _Layer:
         value = escape(value)
     for key in reversed(keys):
         value = {key: value}
-    return _Layer(value, f"{path}={text}")
+    return _in_full(_Layer(value, f"{path}={text}"), config)
+
+
+def _in_full(layer: _Layer, config: Any) -> _Layer:
+    """The layer with `scene: gaussians` written as `scene: {type: gaussians}`, for every section with a `type`."""
+
+    def expanded(values: Any, keys: list[str]) -> Any:
+        if not keys:
+            return {"type": values} if isinstance(values, str) and not _is_interpolation(values) else values
+        if not isinstance(values, dict) or keys[0] not in values:
+            return values
+        return values | {keys[0]: expanded(values[keys[0]], keys[1:])}
+
+    values = layer.values
+    for path in schema.KINDS:
+        if _section_at(config, path) is not None:
+            values = expanded(values, path.split("."))
+    return replace(layer, values=values)
 
 
 def _choose_kinds(config: Any, merged: DictConfig, layer: _Layer) -> None:
     """Give the sections the kinds that the layer names, keeping what was changed and both kinds have."""
-    for name, kinds in schema.KINDS.items():
-        section = layer.values.get(name)
-        if not hasattr(config, name) or not isinstance(section, dict) or "type" not in section:
+    for path, kind in schema.KINDS.items():
+        values: Any = layer.values
+        for key in path.split("."):
+            values = values.get(key) if isinstance(values, dict) else None
+        old = _section_at(config, path)
+        if old is None or not isinstance(values, dict) or "type" not in values:
             continue
-        kind, old = section["type"], getattr(config, name)
-        if not isinstance(kind, str) or kind not in kinds:
-            raise _wrong_value(f"{name}.type", kind, Literal[tuple(kinds)], layer)
-        if kind != old.type:
-            written = cast(dict[str, Any], OmegaConf.to_container(merged[name]))
-            new = kinds[kind]()
-            both = _hints(type(old)).keys() & _hints(type(new)).keys() - {"type"}
-            setattr(config, name, new)
-            merged[name] = new
-            merged[name].merge_with({key: written[key] for key in both if written[key] != getattr(old, key)})
+        name = values["type"]
+        if name == old.type:
+            continue
+        new = _new_section(path, kind, name, layer)
+        above, _, leaf = path.rpartition(".")
+        node = OmegaConf.select(merged, above) if above else merged
+        written = cast(dict[str, Any], OmegaConf.to_container(node[leaf]))
+        both = _hints(type(old)).keys() & _hints(type(new)).keys() - {"type"}
+        setattr(_section_at(config, above) if above else config, leaf, new)
+        node[leaf] = new
+        node[leaf].merge_with({key: written[key] for key in both if written[key] != getattr(old, key)})
+
+
+def _new_section(path: str, kind: str, name: Any, layer: _Layer) -> Any:
+    """The defaults of a kind that a layer names."""
+    where = layer.where(f"{path}.type")
+    known = registry.names(kind)
+    if not isinstance(name, str) or (name not in known and "." not in name):
+        near = difflib.get_close_matches(str(name), known, 1)
+        hint = f"; did you mean {near[0]!r}?" if near else ""
+        raise UserError(f"{where}: {path}.type takes {' or '.join(known)}, not {_shown(name)}{hint}")
+    try:
+        return section(kind, name)()
+    except UserError as error:
+        raise UserError(f"{where}: {error}") from None
+
+
+def _section_at(config: Any, path: str) -> Any:
+    """The section at a dotted key, or None."""
+    found = config
+    for key in path.split("."):
+        found = getattr(found, key, None)
+    return found if is_dataclass(found) else None
 
 
 def _merge(config: Any, merged: DictConfig, layer: _Layer) -> None:
@@ -232,7 +279,7 @@ def _checked(section: Any, values: Mapping[str, Any], prefix: str, config: Any, 
         if key not in hints:
             raise _unknown_key(path, list(hints), config, layer)
         old = getattr(section, key)
-        if isinstance(old, schema.Ramp) and (_is_number(value) or _is_interpolation(value)):
+        if isinstance(old, Ramp) and (_is_number(value) or _is_interpolation(value)):
             value = _ramp(value, config)
         if is_dataclass(old):
             if not isinstance(value, dict):
@@ -248,8 +295,8 @@ def _checked(section: Any, values: Mapping[str, Any], prefix: str, config: Any, 
 def _ramp(value: Any, config: Any) -> dict[str, Any]:
     """The mapping that one value for a Ramp stands for: a number, or `${key}` of a number or another Ramp."""
     other = value[2:-1] if isinstance(value, str) else ""
-    if _type_of(other, config) is schema.Ramp:
-        return {part: f"${{{other}.{part}}}" for part in _hints(schema.Ramp)}
+    if _type_of(other, config) is Ramp:
+        return {part: f"${{{other}.{part}}}" for part in _hints(Ramp)}
     return {"first": value, "last": value, "begin": 0.0, "end": 1.0}
 
 
@@ -299,14 +346,24 @@ def _unknown_key(path: str, siblings: list[str], config: Any, layer: _Layer) -> 
     parent, where = _type_of(prefix, config), layer.where(path)
     if _type_of(path, config) is not None:
         return UserError(f"{where}: {path!r} in YAML is one key inside the other, not one with a dot")
-    for kind, of in schema.KINDS.get(prefix, {}).items():
+    for kind, of in _other_kinds(prefix):
         if key in _hints(of):
-            used = getattr(config, prefix).type
+            used = _section_at(config, prefix).type
             return UserError(f"{where}: {path!r} is of {prefix}.type={kind}, but the type is {used}")
     hint = _nearest(path, siblings, config)
     if not hint and parent is not None and not is_dataclass(parent):
         hint = f"{prefix!r} takes {_accepted(parent)}"
     return UserError(f"{where}: unknown key {path!r}; {hint or _ALL_KEYS}")
+
+
+def _other_kinds(path: str) -> Iterator[tuple[str, type[Any]]]:
+    """The sections that can stand at a dotted key, by type; none where it has no `type`."""
+    kind = schema.KINDS.get(path)
+    for name in registry.names(kind) if kind else ():
+        try:
+            yield name, section(kind or "", name)
+        except UserError:  # a plug-in that cannot be imported is no help
+            continue
 
 
 def _nearest(path: str, siblings: list[str], config: Any) -> str:
@@ -325,9 +382,13 @@ def _nearest(path: str, siblings: list[str], config: Any) -> str:
 
 
 def _wrong_value(path: str, value: Any, hint: Any, layer: _Layer) -> UserError:
-    shown = "no value" if value is None else repr(value)
+    shown = _shown(value)
     quotes = "; put it in quotes" if hint is str and value is not None else ""
     return UserError(f"{layer.where(path)}: {path} takes {_accepted(hint)}, not {shown}{quotes}")
+
+
+def _shown(value: Any) -> str:
+    return "no value" if value is None else repr(value)
 
 
 def _unresolved(error: OmegaConfBaseException, merged: DictConfig, config: Any, layers: Sequence[_Layer]) -> UserError:
@@ -358,7 +419,7 @@ def _first_unresolved(merged: DictConfig, config: Any) -> str:
 def _accepted(hint: Any) -> str:
     if get_origin(hint) is Literal:
         return " or ".join(map(str, get_args(hint)))
-    if hint is schema.Ramp:
+    if hint is Ramp:
         return "a number, or a mapping of first, last, begin and end"
     if is_dataclass(hint):
         return f"a mapping of keys ({', '.join(f.name for f in fields(hint))})"
@@ -375,8 +436,10 @@ def _accepted(hint: Any) -> str:
 # ------------------------------------------------------------------------------------------- schema
 
 
-def _hints(of: type) -> dict[str, Any]:
-    return get_type_hints(of)
+def _hints(of: Any) -> dict[str, Any]:
+    """The types of a dataclass's fields."""
+    hints = get_type_hints(of)
+    return {f.name: hints[f.name] for f in fields(of) if f.init}
 
 
 def _paths(section: Any, prefix: str = "") -> Iterator[str]:

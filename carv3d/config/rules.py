@@ -2,12 +2,14 @@
 
 from __future__ import annotations
 
+import difflib
 import math
 from collections.abc import Iterable, Iterator
 from dataclasses import fields, is_dataclass
 from typing import Any
 
-from carv3d.config.schema import Ramp
+from carv3d import registry
+from carv3d.config.ramp import Ramp
 from carv3d.errors import UserError
 
 Rule = tuple[str, Any, bool, str]
@@ -52,6 +54,28 @@ def at_least(section: Any, prefix: str, **lowest: float) -> Iterator[Rule]:
     for key, low in lowest.items():
         value = getattr(section, key)
         yield f"{prefix}.{key}", value, value >= low, f"at least {low}"
+
+
+def adam(section: Any, prefix: str) -> Iterator[Rule]:
+    """Of a section with `lr` and `betas`."""
+    yield from positive(section, prefix, "lr")
+    inside = len(section.betas) == 2 and all(0 <= beta < 1 for beta in section.betas)
+    yield f"{prefix}.betas", section.betas, inside, "two numbers from 0 up to, not including, 1"
+
+
+def known(kind: str, name: str) -> tuple[bool, str]:
+    """Whether the registry has a component, and what is allowed.
+
+    Raises:
+        UserError: a plug-in that cannot be imported, or a name that two packages claim.
+    """
+    found = name in registry.names(kind)
+    if found or "." in name:
+        registry.find(kind, name)
+        return True, ""
+    near = difflib.get_close_matches(name, registry.names(kind), 1)
+    hint = f" (did you mean {near[0]!r}?)" if near else ""
+    return False, f"{' or '.join(registry.names(kind))}, or package.Name of a plug-in{hint}"
 
 
 def positive(section: Any, prefix: str, *keys: str) -> Iterator[Rule]:

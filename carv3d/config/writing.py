@@ -15,13 +15,16 @@ from typing import Any, Literal, get_args, get_origin, get_type_hints
 
 import yaml
 
+from carv3d import registry
 from carv3d.config import schema
+from carv3d.config.kinds import section
 from carv3d.config.loading import escape
+from carv3d.config.ramp import Ramp, constant
 
 
 def to_yaml(config: Any) -> str:
     """Every key and value of a config, as YAML that `load` reads back into an equal config."""
-    return "".join(f"{line}\n" for line in _section(config, comments=False))
+    return "".join(f"{line}\n" for line in _lines(config, comments=False))
 
 
 def describe(config: Any = None) -> str:
@@ -32,26 +35,33 @@ def describe(config: Any = None) -> str:
     config = config or schema.Config()
     module = inspect.getmodule(type(config))
     header = [f"# {line}".rstrip() for line in inspect.cleandoc(module.__doc__ or "").splitlines()] if module else []
-    lines = [*header, "", *_section(config, comments=True)]
-    for name, kinds in schema.KINDS.items():
-        for kind, of in kinds.items():
-            if hasattr(config, name) and kind != getattr(config, name).type:
-                other = [f"# {inspect.getdoc(of)}", f"{name}:", *_section(of(), True, "  ")]
-                lines += ["", f"# Another {name}:"]
+    lines = [*header, "", *_lines(config, comments=True)]
+    for path, kind in schema.KINDS.items():
+        used: Any = config
+        for key in path.split("."):
+            used = getattr(used, key, None)
+        for name in registry.names(kind) if used is not None else ():
+            if name != used.type:
+                of = section(kind, name)
+                depth = path.count(".") + 1
+                heads = [f"{'  ' * i}{key}:" for i, key in enumerate(path.split("."))]
+                doc = (inspect.getdoc(of) or "").splitlines()[0]
+                other = [f"# {doc}", *heads, *_lines(of(), True, "  " * depth)]
+                lines += ["", f"# Another {kind}:"]
                 lines += [line if line.startswith("#") else f"# {line}".rstrip() for line in other]
     return "".join(f"{line}\n" for line in lines)
 
 
-def _section(section: Any, comments: bool, indent: str = "") -> Iterator[str]:
-    hints = get_type_hints(type(section))
-    notes = _comments(type(section).__module__)[type(section).__name__]
-    for key in (f.name for f in fields(section)):
-        value, hint = getattr(section, key), hints[key]
-        if is_dataclass(value) and not isinstance(value, schema.Ramp):
+def _lines(of: Any, comments: bool, indent: str = "") -> Iterator[str]:
+    hints = get_type_hints(type(of))
+    notes = _comments(type(of).__module__).get(type(of).__name__, {})
+    for key in sorted((f.name for f in fields(of) if f.init), key=lambda name: name != "type"):
+        value, hint = getattr(of, key), hints[key]
+        if is_dataclass(value) and not isinstance(value, Ramp):
             if comments:
                 yield from ("", f"{indent}# {(inspect.getdoc(type(value)) or '').splitlines()[0]}")
             yield f"{indent}{key}:"
-            yield from _section(value, comments, f"{indent}  ")
+            yield from _lines(value, comments, f"{indent}  ")
             continue
         line = f"{indent}{key}: {_value(value, hint)}"
         note = notes.get(key, "")
@@ -61,8 +71,8 @@ def _section(section: Any, comments: bool, indent: str = "") -> Iterator[str]:
 
 
 def _value(value: Any, hint: Any) -> str:
-    if isinstance(value, schema.Ramp):
-        if value == schema.constant(value.first):
+    if isinstance(value, Ramp):
+        if value == constant(value.first):
             return _value(value.first, float)
         return f"{{{', '.join(f'{f.name}: {_value(getattr(value, f.name), float)}' for f in fields(value))}}}"
     if isinstance(value, list):
@@ -86,7 +96,10 @@ def _dump(value: Any, style: str | None) -> str:
 @cache
 def _comments(module: str) -> dict[str, dict[str, str]]:
     """The trailing comment of every field of every dataclass in a module's source."""
-    source = inspect.getsource(sys.modules[module])
+    try:
+        source = inspect.getsource(sys.modules[module])
+    except (OSError, TypeError):  # of a notebook's plug-in
+        return {}
     tokens = tokenize.generate_tokens(io.StringIO(source).readline)
     at_line = {t.start[0]: t.string.lstrip("# ") for t in tokens if t.type == tokenize.COMMENT}
     return {

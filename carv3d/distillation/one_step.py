@@ -17,7 +17,6 @@ from torch import Tensor
 
 from carv3d.cameras import Cameras
 from carv3d.distillation.conditions import Conditions
-from carv3d.distillation.networks import Denoiser
 from carv3d.distillation.trainer import Distiller
 from carv3d.errors import UserError
 from carv3d.prompts import ViewPrompts
@@ -61,6 +60,8 @@ def write_pipeline(distiller: Distiller, folder: Path) -> None:
         UserError: the disk is full, or may not be written to.
     """
     teacher, config = distiller.teacher, distiller.config
+    if teacher.weights is None:
+        raise UserError("a pipeline that was in memory has no files to copy: save it, and give teacher.path")
     part = folder.with_name(f".{folder.name}.part")
     shutil.rmtree(part, ignore_errors=True)
     card = Card(
@@ -115,7 +116,7 @@ class OneStep:
             views=ViewPrompts(self.card.front, self.card.back, self.card.overhead),
             device=device,
         )
-        self._network = Denoiser(self.teacher)
+        self._network = self.teacher.trainable(rank=0, seed=0)
 
     @torch.no_grad()
     def latents(self, prompts: Sequence[str], cameras: Cameras, rng: torch.Generator) -> Tensor:

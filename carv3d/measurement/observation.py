@@ -90,7 +90,7 @@ def observe(
     meter = _measure_costs(trainer, timed, rng, budget * COST_SHARE, watch)
 
     def upstream(rng: torch.Generator) -> tuple[Tensor, Any]:
-        _, z, condition = trainer.look(trainer.cameras(1, rng), rng)
+        _, z, condition = trainer.look(trainer.sampler.sample(1, rng), rng)
         return z, condition
 
     def tell(found: Measurement) -> None:
@@ -123,7 +123,7 @@ def _measure_costs(
 
         def run() -> None:
             trainer.optimizer.zero_grad()
-            trainer.backward(R, carv, rng)
+            trainer.trial(R, carv, rng)
 
         return run
 
@@ -138,8 +138,10 @@ def _measure_costs(
 
 
 def camera_table(trainer: Trainer, rng: torch.Generator, budget: float, watch: Watch) -> Tensor | None:
-    """Products of the mean gradients at a table of cameras; None if that would take too long."""
+    """Products of the mean gradients at a table of cameras; None if it would take too long or there is no table."""
     cameras = trainer.sampler.table(*TABLE, rng)
+    if cameras is None:
+        return None
     carv = trainer.carv.replace(resamples=TABLE_RESAMPLES, proposal="importance", strata="render", noise="antithetic")
     parameters = trainer.parameters()
     sketch = CountSketch(sum(p.numel() for p in parameters), SKETCH, torch.Generator(trainer.device).manual_seed(0))

@@ -85,6 +85,10 @@ class Scene(torch.nn.Module, ABC):
         """
         return None
 
+    def splats(self) -> bytes | None:
+        """A .ply file of Gaussians as splat viewers open it; None of a scene that has none."""
+        return None
+
     @abstractmethod
     def field(self, resolution: int) -> Field:
         """What the mesh extractor reads: density and colour at points, as fine as `resolution` samples a side."""

@@ -10,7 +10,7 @@ import torch
 import torch.nn.functional as F
 from torch import Tensor
 
-from carv3d.config.schema import Ramp, constant
+from carv3d.config.ramp import Ramp, constant
 from carv3d.scenes import densification, point_cloud
 from carv3d.scenes.base import Footprints, Scene, Succession
 from carv3d.scenes.densification import Densification
@@ -150,6 +150,12 @@ class Gaussians(Scene):
         if footprints is not None:
             densification.observe(self, footprints)
         return densification.change(self, self.densify, step, progress, generator)
+
+    def splats(self) -> bytes:
+        """See `Scene`."""
+        from carv3d.scenes.splat_file import to_ply
+
+        return to_ply(self)
 
     def field(self, resolution: int) -> Field:
         """Density and colour sampled on a grid: see `carv3d.scenes.sampled`."""

@@ -1,29 +1,60 @@
-"""What a teacher is: a noise schedule, an encoder, conditions, and a residual."""
+"""What a score model is, and what a teacher adds to it."""
 
 from __future__ import annotations
 
+from collections.abc import Collection, Sequence
 from typing import Any, Protocol
 
 import torch
 from torch import Tensor
 
 from carv3d.cameras import Cameras
+from carv3d.guidance import Branch
 from carv3d.teachers.schedule import NoiseSchedule
 
 
-class Teacher(Protocol):
-    """A frozen diffusion model that judges pictures.
+class ScoreModel(Protocol):
+    """A frozen diffusion model on latents: all that the estimator needs of one.
 
     Attributes:
         schedule: its noise schedule, on its device.
+        branches: what it can predict: "cond" at least; "uncond" if it has an unconditional prediction; "negatives" if
+            conditions may have some for Perp-Neg.
+    """
+
+    schedule: NoiseSchedule
+
+    @property
+    def branches(self) -> Collection[Branch]:
+        """See the class."""
+        ...
+
+    def predict(self, z_t: Tensor, t: Tensor, condition: Any, branches: Sequence[Branch]) -> dict[Branch, Tensor]:
+        """Raw predictions of the noise, `eps_hat(z_t, t, c)` without guidance, by branch.
+
+        Args:
+            z_t: (N, C, h, w) noised latents.
+            t: (N,) timesteps.
+            condition: of N rows.
+            branches: which are asked for; one call of the network for all is best.
+
+        Returns:
+            (N, C, h, w) each; (N, B, C, h, w) of B negatives.
+        """
+        ...
+
+
+class Teacher(ScoreModel, Protocol):
+    """A score model that also encodes, decodes, and makes conditions: what `carv3d generate` trains with.
+
+    Attributes:
         image_size: side in pixels of the square pictures it was trained on.
         takes_camera: whether `condition` tells it the camera itself, beyond view words.
         joint_views: V, how many views of the object it judges together, evenly spaced around it; 1 for most. With
             more (as MVDream, Shi et al., arXiv 2308.16512, has 4) `condition` gets R V cameras, render by render, for R
-            rows, and `residual` gets z (N, V, C, h, w): V views are one render, and share their t.
+            rows, and `predict` gets z_t (N, V, C, h, w): V views are one render, and share their t.
     """
 
-    schedule: NoiseSchedule
     image_size: int
     takes_camera: bool
     joint_views: int
@@ -37,12 +68,5 @@ class Teacher(Protocol):
         ...
 
     def condition(self, prompt: str, cameras: Cameras, negative: str = "") -> Any:
-        """What `residual` needs to know of R views; indexing it with (N,) render indices selects rows."""
-        ...
-
-    def residual(self, z: Tensor, t: Tensor, eps: Tensor, condition: Any, scale: float) -> Tensor:
-        """`eps_hat(alpha_t z + sigma_t eps, t, c; scale) - eps`, all (N, C, h, w); t (N,), condition of N rows.
-
-        Guidance is `uncond + scale (cond - uncond)`; scale 1 is the conditional model exactly. No gradient.
-        """
+        """What `predict` needs to know of R views; indexing it with (N,) render indices selects rows."""
         ...

@@ -7,12 +7,13 @@ from typing import Any
 import torch
 from torch import Tensor
 
-from carv3d.teachers.base import Teacher
+from carv3d.guidance import guidance_of
+from carv3d.teachers.base import ScoreModel
 
 
 @torch.no_grad()
 def ddim_sample(
-    teacher: Teacher,
+    teacher: ScoreModel,
     condition: Any,
     shape: tuple[int, ...],
     rng: torch.Generator,
@@ -30,14 +31,14 @@ def ddim_sample(
         scale: classifier-free guidance.
         steps: network evaluations.
     """
-    schedule = teacher.schedule
+    schedule, guidance = teacher.schedule, guidance_of(scale)
     z = torch.randn(shape, generator=rng, device=rng.device)
     last = int(schedule.alpha.nonzero()[-1])  # pure noise, which flows end in, has no z behind it
     times = torch.linspace(last, 0, steps, device=rng.device).round().long()
     for now, then in zip(times, [*times[1:], None], strict=True):
         t = now.expand(len(z))
         alpha, sigma = schedule.at(t, z)
-        eps = teacher.residual(z / alpha, t, torch.zeros_like(z), condition, scale)  # z_t = alpha (z / alpha)
+        eps = guidance(teacher.predict(z, t, condition, guidance.branches), condition)
         clean = (z - sigma * eps) / alpha
         if then is None:
             return clean

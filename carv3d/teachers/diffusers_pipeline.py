@@ -7,7 +7,7 @@ from collections.abc import Iterator, Sequence
 from contextlib import contextmanager
 from dataclasses import dataclass
 from pathlib import Path
-from typing import Literal
+from typing import Any, Literal
 
 import torch
 from torch import Tensor
@@ -15,12 +15,14 @@ from torch import Tensor
 from carv3d.cache import cache_folder
 from carv3d.cameras import Cameras
 from carv3d.errors import UserError
+from carv3d.guidance import Branch
 from carv3d.prompts import ViewPrompts, with_views
 from carv3d.shapes import parse
 from carv3d.teachers.camera_conditioning import camera_vector
+from carv3d.teachers.denoiser import Denoiser
 from carv3d.teachers.embeddings import Embeddings
-from carv3d.teachers.families import Family, Loader, Words, family_of, release, resize
-from carv3d.teachers.guidance import classifier_free, perp_neg
+from carv3d.teachers.families import Family, Loader, Words, family_of, family_of_pipeline, release, resize
+from carv3d.teachers.families.loaded import LoadedParts
 from carv3d.teachers.weights import Weights, find
 
 log = logging.getLogger(__name__)
@@ -47,6 +49,9 @@ class TextCondition:
     weights: Tensor
     camera: Tensor | None
 
+    def __len__(self) -> int:
+        return len(self.cond)
+
     def __getitem__(self, rows: Tensor) -> TextCondition:
         camera = None if self.camera is None else self.camera[rows]
         return TextCondition(
@@ -61,9 +66,17 @@ class TextCondition:
 
 
 class DiffusersTeacher:
-    """A frozen diffusion model from a diffusers pipeline; its family is what model_index.json names."""
+    """A frozen diffusion model from a diffusers pipeline: from files, or one that is in memory already.
+
+    Attributes:
+        family: how its kind of pipeline is told texts, and how it predicts.
+        weights: the files that it was loaded from; None of a pipeline that was in memory.
+        builtin: whether it is the small model that comes with carv3d.
+    """
 
     joint_views = 1
+    branches: tuple[Branch, ...] = ("uncond", "cond", "negatives")
+    weights: Weights | None
 
     def __init__(
         self,
@@ -104,28 +117,80 @@ class DiffusersTeacher:
         Raises:
             UserError: missing, partial or corrupt weights; a pipeline, prediction or schedule that is not known.
         """
-        self.builtin = str(path) == "builtin"
-        self.force, self.view_words = force, view_words
-        self.views = views or ViewPrompts()
-        self.device, self.dtype = torch.device(device), dtype
-        half = dtype != torch.float32
-        self.weights = find(str(path), revision=revision, mirrors=mirrors, half=half, pickle=allow_pickle)
-        loader = Loader(self.weights.folder, dtype, self.device, allow_pickle, lean)
-        self.family = _load(self.weights, loader, camera, posterior)
-        self.schedule, self.takes_camera = self.family.schedule, self.family.takes_camera
-        self.image_size = image_size or self.family.image_size
-        if self.image_size % self.family.multiple:
-            multiple = self.family.multiple
-            raise UserError(
-                f"teacher.image_size={image_size} must be a multiple of {multiple} for {self.weights.source}"
+        if not isinstance(path, (str, Path)):
+            raise TypeError(
+                f"path must be a folder, a file or a hub id, not a {type(path).__name__}: "
+                "wrap a pipeline that is in memory with carv3d.from_pipeline(pipe)"
             )
+        self.builtin, self.force = str(path) == "builtin", force
+        half, device = dtype != torch.float32, torch.device(device)
+        weights = find(str(path), revision=revision, mirrors=mirrors, half=half, pickle=allow_pickle)
+        loader = Loader(weights.folder, dtype, device, allow_pickle, lean)
+        family = _load(weights, loader, camera, posterior)
         if channels_last:
-            self.family.network.to(memory_format=torch.channels_last)  # type: ignore[call-overload]
+            family.network.to(memory_format=torch.channels_last)  # type: ignore[call-overload]
         if compile:
-            self.family.network.compile()
-        key = f"{type(self.family).__name__} {self.weights.revision} {dtype}"
-        folder = cache_folder() / "text" if cache_text and not self.builtin else None
+            family.network.compile()
+        cached = cache_text and not self.builtin
+        self._adopt(family, weights, image_size, views, view_words, cached)
+
+    @classmethod
+    def from_pipeline(
+        cls,
+        pipe: Any,
+        *,
+        posterior: Literal["mode", "sample"] = "mode",
+        camera: Literal["auto", "vector", "none"] = "auto",
+        view_words: bool = True,
+        views: ViewPrompts | None = None,
+        image_size: int = 0,
+    ) -> DiffusersTeacher:
+        """A teacher of a diffusers pipeline that is in memory: its networks are shared, with all that was done to them.
+
+        LoRA weights, merged tokens, quantised layers and compiled networks stay as they are. The networks are frozen
+        and set to evaluation. Their device and number format are kept. Texts are not kept on disk, since nothing says
+        whether the text encoders were changed.
+
+        Args:
+            pipe: a StableDiffusionPipeline, StableDiffusionXLPipeline, StableDiffusion3Pipeline or IFPipeline.
+            posterior, camera, view_words, views, image_size: see the constructor.
+
+        Raises:
+            UserError: another pipeline, parts that are missing or on different devices, or see the constructor.
+        """
+        teacher = cls.__new__(cls)
+        teacher.builtin, teacher.force = False, True
+        kind = family_of_pipeline(pipe)
+        family = kind(LoadedParts.of(pipe, kind.parts), camera=camera, posterior=posterior)
+        teacher._adopt(family, None, image_size, views, view_words, cached=False)
+        return teacher
+
+    def _adopt(
+        self,
+        family: Family,
+        weights: Weights | None,
+        image_size: int,
+        views: ViewPrompts | None,
+        view_words: bool,
+        cached: bool,
+    ) -> None:
+        self.family, self.weights = family, weights
+        self.device, self.dtype = family.loader.device, family.loader.dtype
+        self.views, self.view_words = views or ViewPrompts(), view_words
+        self.schedule, self.takes_camera = family.schedule, family.takes_camera
+        self.image_size = image_size or family.image_size
+        if self.image_size % family.multiple:
+            raise UserError(
+                f"teacher.image_size={image_size} must be a multiple of {family.multiple} for {self.source}"
+            )
+        key = f"{type(family).__name__} {weights.revision if weights else ''} {self.dtype}"
+        folder = cache_folder() / "text" if cached else None
         self._words = Embeddings(self._embed, key, self.device, folder)
+
+    @property
+    def source(self) -> str:
+        """Where it comes from, for messages."""
+        return self.weights.source if self.weights else str(self.family.loader.folder)
 
     @property
     def latent_shape(self) -> tuple[int, int, int]:
@@ -159,17 +224,61 @@ class DiffusersTeacher:
         uncond, cond, negatives, weights = (part.to(self.device) for part in (uncond, cond, negatives, weights))
         return TextCondition(words, uncond, cond, negatives, weights, camera)
 
-    def caption_condition(self, captions: Sequence[str], camera: Tensor | None = None) -> TextCondition:
+    def text_condition(
+        self,
+        prompts: str | Sequence[str],
+        *,
+        negative: str = "",
+        azimuth: Tensor | None = None,
+        elevation: Tensor | None = None,
+    ) -> TextCondition:
+        """What the network is told of R renders, from texts, and from angles if they are given.
+
+        Args:
+            prompts: R texts; or one, for all angles or for one render.
+            negative: the text of the unconditional branch.
+            azimuth: (R,) degrees, 0 in front of the object. With angles, view words are appended to the prompts (unless
+                `view_words` is off), and a model that takes cameras is told them. Without angles texts stand as they
+                are, and the camera is unknown.
+            elevation: (R,) degrees above the horizon; 0 if only the azimuth is given.
+
+        Raises:
+            ValueError: numbers of prompts and angles that do not fit.
+            UserError: words that the built-in teacher does not know.
+        """
+        texts = [prompts] if isinstance(prompts, str) else list(prompts)
+        if azimuth is None:
+            if elevation is not None:
+                raise ValueError("elevation without azimuth: give both, or neither")
+            return self.caption_condition(texts, negative=negative)
+        azimuth = torch.as_tensor(azimuth, dtype=torch.float32).cpu().flatten()
+        elevation = torch.zeros_like(azimuth) if elevation is None else torch.as_tensor(elevation).cpu().flatten()
+        texts = texts * len(azimuth) if len(texts) == 1 else texts
+        if not len(texts) == len(azimuth) == len(elevation):
+            raise ValueError(
+                f"{len(texts)} prompts, {len(azimuth)} azimuths and {len(elevation)} elevations do not fit: "
+                "give one prompt, or as many as angles"
+            )
+        rows = [
+            self.condition(text, Cameras.look_at_origin(azimuth[i : i + 1], elevation[i : i + 1]), negative)
+            for i, text in enumerate(texts)
+        ]
+        return joined(rows)
+
+    def caption_condition(
+        self, captions: Sequence[str], camera: Tensor | None = None, *, negative: str = ""
+    ) -> TextCondition:
         """A text a row, as it stands, for pictures that have captions rather than a prompt seen from many sides.
 
         Args:
             captions: N; those that are equal are encoded once.
             camera: (N, 4) of `camera_vector`, zeros where unknown; ignored by a teacher without such an input.
+            negative: the text of the unconditional branch.
         """
-        texts = list(dict.fromkeys([*captions, ""]))
+        texts = list(dict.fromkeys([*captions, negative]))
         one = torch.eye(len(texts), device=self.device)
         cond = one[[texts.index(caption) for caption in captions]]
-        uncond = one[[texts.index("")] * len(captions)]
+        uncond = one[[texts.index(negative)] * len(captions)]
         negatives = cond.new_zeros(len(captions), 0, len(texts))
         told = camera.to(self.device) if camera is not None and self.takes_camera else None
         return TextCondition(self._words(texts), uncond, cond, negatives, negatives[..., 0], told)
@@ -190,36 +299,73 @@ class DiffusersTeacher:
             parse(prompt)
         return with_views(prompt) if self.view_words else [prompt]
 
-    @torch.no_grad()
-    def residual(self, z: Tensor, t: Tensor, eps: Tensor, condition: TextCondition, scale: float) -> Tensor:
-        """See `Teacher.residual`. All branches are one call; the unconditional one is told no camera."""
-        alpha, sigma = self.schedule.at(t, z)
-        z_t = alpha * z + sigma * eps
-        perp = condition.negatives.shape[1] > 0
-        branches = [condition.cond, *condition.negatives.unbind(1)]
-        if scale != 1 or perp:
-            branches = [condition.uncond, *branches]
-        camera = condition.camera
-        if camera is not None:
-            told = [torch.zeros_like(camera)] if scale != 1 or perp else []
-            camera = torch.cat([*told, *[camera] * (len(branches) - len(told))])
-        words = [condition.mixed(shares) for shares in branches]
-        joined = {name: torch.cat([one[name] for one in words]) for name in words[0]}
-        count = len(branches)
-        every = z_t.repeat(count, *[1] * (z_t.ndim - 1))
-        found = self.family.eps_hat(every, t.repeat(count), joined, camera).chunk(count)
-        if count == 1:
-            return found[0] - eps
-        if perp:
-            return perp_neg(found[0], found[1], torch.stack(found[2:], 1), condition.weights, scale) - eps
-        return classifier_free(found[0], found[1], scale) - eps
+    def predict(
+        self, z_t: Tensor, t: Tensor, condition: TextCondition, branches: Sequence[Branch]
+    ) -> dict[Branch, Tensor]:
+        """See `ScoreModel.predict`. All branches are one call; the unconditional one is told no camera.
+
+        A gradient flows to z_t and to the network's parameters where they ask for one.
+        """
+        texts: list[Tensor] = []
+        counts: dict[Branch, int] = {}
+        cameras: list[Tensor] = []
+        for branch in branches:
+            shares = {
+                "uncond": (condition.uncond,),
+                "cond": (condition.cond,),
+                "negatives": condition.negatives.unbind(1),
+            }[branch]
+            counts[branch] = len(shares)
+            texts += shares
+            if condition.camera is not None:
+                told = torch.zeros_like(condition.camera) if branch == "uncond" else condition.camera
+                cameras += [told] * len(shares)
+        words = [condition.mixed(shares) for shares in texts]
+        joined_words = {name: torch.cat([one[name] for one in words]) for name in words[0]}
+        camera = torch.cat(cameras) if cameras else None
+        every = z_t.repeat(len(texts), *[1] * (z_t.ndim - 1))
+        rows = iter(self.family.eps_hat(every, t.repeat(len(texts)), joined_words, camera).chunk(len(texts)))
+        found: dict[Branch, Tensor] = {}
+        for branch, count in counts.items():
+            parts = [next(rows) for _ in range(count)]
+            if branch == "negatives":
+                found[branch] = torch.stack(parts, 1) if parts else z_t.new_zeros(len(z_t), 0, *z_t.shape[1:])
+            else:
+                (found[branch],) = parts
+        return found
+
+    def trainable(self, *, rank: int, seed: int) -> Denoiser:
+        """A network that starts as this teacher's and can be trained, see `Denoiser`.
+
+        Raises:
+            UserError: see `Denoiser`.
+        """
+        return Denoiser(self.family, rank=rank, seed=seed)
 
     def _embed(self, texts: Sequence[str]) -> Words:
         try:
+            if self.weights is None:
+                return self.family.embed(texts)
             with _readable(self.weights):
                 return self.family.embed(texts)
         finally:
             release()
+
+
+def joined(conditions: Sequence[TextCondition]) -> TextCondition:
+    """The rows of several conditions as one; their texts are kept side by side."""
+    words = {name: torch.cat([one.words[name] for one in conditions]) for name in conditions[0].words}
+    counts = [one.cond.shape[-1] for one in conditions]
+    total, before = sum(counts), 0
+    parts: dict[str, list[Tensor]] = {"uncond": [], "cond": [], "negatives": []}
+    for one, count in zip(conditions, counts, strict=True):
+        for name, rows in parts.items():
+            rows.append(torch.nn.functional.pad(getattr(one, name), (before, total - before - count)))
+        before += count
+    uncond, cond, negatives = (torch.cat(rows) for rows in parts.values())
+    cameras = [one.camera for one in conditions if one.camera is not None]
+    weights = torch.cat([one.weights for one in conditions])
+    return TextCondition(words, uncond, cond, negatives, weights, torch.cat(cameras) if cameras else None)
 
 
 def _load(weights: Weights, loader: Loader, camera: Literal["auto", "vector", "none"], posterior: str) -> Family:

@@ -7,6 +7,7 @@ integrated numerically, which is what the tests hold the estimator against.
 
 from __future__ import annotations
 
+from collections.abc import Sequence
 from dataclasses import dataclass
 
 import torch
@@ -14,6 +15,7 @@ import torch.nn.functional as F
 from torch import Tensor
 
 from carv3d.cameras import Cameras, CameraSampler
+from carv3d.guidance import Branch
 from carv3d.shapes import Thing, parse, reference
 from carv3d.teachers.schedule import NoiseSchedule
 
@@ -29,6 +31,9 @@ class ExactCondition:
 
     points: Tensor
     log_prior: Tensor
+
+    def __len__(self) -> int:
+        return len(self.points)
 
     def __getitem__(self, rows: Tensor) -> ExactCondition:
         return ExactCondition(self.points[rows], self.log_prior[rows])
@@ -50,6 +55,7 @@ class ExactTeacher:
 
     takes_camera = True
     joint_views = 1
+    branches: tuple[Branch, ...] = ("cond",)
 
     def __init__(
         self,
@@ -60,7 +66,7 @@ class ExactTeacher:
         image_size: int = 32,
         device: torch.device | str = "cpu",
     ):
-        """See `carv3d.config.schema.ExactTeacher`; pictures are `image_size` pixels square."""
+        """See `carv3d.config.teachers.ExactTeacher`; pictures are `image_size` pixels square."""
         self.schedule = NoiseSchedule.of_betas("scaled_linear", 0.00085, 0.012, 1000).to(device)
         self.image_size = image_size
         self.views, self.neighbours, self.concentration = views, neighbours, concentration
@@ -81,12 +87,12 @@ class ExactTeacher:
         cosine, nearest = (own @ directions.T).topk(min(self.neighbours, len(points)), dim=1)
         return ExactCondition(points[nearest], self.concentration * (cosine - 1))
 
-    @torch.no_grad()
-    def residual(self, z: Tensor, t: Tensor, eps: Tensor, condition: ExactCondition, scale: float) -> Tensor:
-        """The exact residual of the conditional model; there is no unconditional one, so `scale` is unused."""
-        alpha, sigma = self.schedule.at(t, z)
-        z_t = alpha * z + sigma * eps
-        return (z_t - alpha * posterior_mean(self.schedule, z_t, t, condition)) / sigma - eps
+    def predict(
+        self, z_t: Tensor, t: Tensor, condition: ExactCondition, branches: Sequence[Branch]
+    ) -> dict[Branch, Tensor]:
+        """See `ScoreModel.predict`: the exact noise of the conditional model; there is no unconditional one."""
+        alpha, sigma = self.schedule.at(t, z_t)
+        return {"cond": (z_t - alpha * posterior_mean(self.schedule, z_t, t, condition)) / sigma}
 
     def _references(self, thing: Thing) -> tuple[Tensor, Tensor]:
         if thing not in self._pictures:

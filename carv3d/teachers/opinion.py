@@ -8,6 +8,7 @@ import torch
 import torch.nn.functional as F
 from torch import Tensor
 
+from carv3d.guidance import Guidance
 from carv3d.teachers.base import Teacher
 
 SHARES = (0.1, 0.3, 0.5, 0.7, 0.9)  # of the timestep range
@@ -15,7 +16,7 @@ SHARES = (0.1, 0.3, 0.5, 0.7, 0.9)  # of the timestep range
 
 @torch.no_grad()
 def opinion(
-    teacher: Teacher, z: Tensor, condition: Any, p: Tensor, scale: float, rng: torch.Generator
+    teacher: Teacher, z: Tensor, condition: Any, p: Tensor, guidance: Guidance, rng: torch.Generator
 ) -> tuple[Tensor, int]:
     """A row for each of five timesteps: the picture as noised, as the teacher denoises it at once, and its residual.
 
@@ -24,7 +25,7 @@ def opinion(
         z: (1, C, h, w) latents of the picture; of views that are judged jointly, (1, V, C, h, w), the first is shown.
         condition: of one row.
         p: (T,) the timesteps in use, equal where it is positive.
-        scale: of the guidance.
+        guidance: makes one prediction of the teacher's branches.
         rng: draws one eps, the same for all rows; on the device of z.
 
     Returns:
@@ -36,9 +37,9 @@ def opinion(
     t = torch.tensor([round(low + share * (high - low)) for share in SHARES], device=z.device)
     rows = torch.zeros_like(t)
     eps = torch.randn(z.shape, generator=rng, device=z.device).expand(len(t), *z.shape[1:])
-    found = teacher.residual(z[rows], t, eps, condition[rows], scale)
     alpha, sigma = teacher.schedule.at(t, z)
-    noised = alpha * z + sigma * eps
+    noised, told = alpha * z + sigma * eps, condition[rows]
+    found = guidance(teacher.predict(noised, t, told, guidance.branches), told) - eps
     clean = (noised - sigma * (found + eps)) / alpha
     if z.ndim == 5:
         noised, clean, found, alpha = (x[:, 0] for x in (noised, clean, found, alpha))

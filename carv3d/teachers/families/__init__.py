@@ -1,6 +1,7 @@
 """Families of pipelines, one file each: how they are told a text, and how they predict."""
 
 from pathlib import Path
+from typing import Any
 
 from carv3d.errors import UserError
 from carv3d.teachers.families.base import Family, LatentFamily, Loader, Words, release, resize
@@ -16,7 +17,7 @@ FAMILIES: dict[str, type[Family]] = {
     "StableDiffusion3Pipeline": StableDiffusion3,
     "IFPipeline": DeepFloyd,
 }
-"""By the class that a folder's model_index.json names."""
+"""By the class that a folder's model_index.json names, and that a loaded pipeline is of."""
 
 
 def family_of(folder: Path) -> type[Family]:
@@ -31,4 +32,26 @@ def family_of(folder: Path) -> type[Family]:
     return FAMILIES[name]
 
 
-__all__ = ["FAMILIES", "family_of", "Family", "LatentFamily", "Loader", "Words", "release", "resize"]
+def family_of_pipeline(pipe: Any) -> type[Family]:
+    """The family of a loaded pipeline; a subclass counts as the class that it is made of.
+
+    Raises:
+        UserError: a pipeline that is not known.
+    """
+    for kind in type(pipe).__mro__:
+        if kind.__name__ in FAMILIES:
+            return FAMILIES[kind.__name__]
+    raise UserError(f"a {type(pipe).__name__} is no pipeline that is known; known are {', '.join(FAMILIES)}")
+
+
+__all__ = [
+    "FAMILIES",
+    "family_of",
+    "family_of_pipeline",
+    "Family",
+    "LatentFamily",
+    "Loader",
+    "Words",
+    "release",
+    "resize",
+]

@@ -1,0 +1,71 @@
+"""Variational score distillation (Wang et al., "ProlificDreamer", arXiv 2305.16213, equation 9 and algorithm 1).
+
+The noise that SDS subtracts is replaced by what a second network, the fake score, sees: it is trained on the renders
+on the way, told what the teacher is told, the camera included where the teacher takes one.
+"""
+
+from __future__ import annotations
+
+from collections.abc import Iterable
+from dataclasses import dataclass, field
+from typing import TYPE_CHECKING, Any
+
+from carv3d.errors import UserError
+from carv3d.objectives.base import Draw, Objective
+
+if TYPE_CHECKING:
+    import torch
+    from torch import Tensor
+
+    from carv3d.guidance import Guidance
+    from carv3d.objectives.fake_score import FakeScore
+    from carv3d.teachers.base import ScoreModel
+
+
+@dataclass
+class Vsd(Objective):
+    """Variational score distillation: the guided prediction minus that of a network trained on the renders."""
+
+    rank: int = 4  # of LoRA additions to the teacher's attention layers; 0: a copy of its whole network
+    lr: float = 1e-3  # Adam, of the fake score
+    betas: list[float] = field(default_factory=lambda: [0.9, 0.999])  # Adam, of the fake score
+    updates: int = 1  # of the fake score, a step
+    draws: int = 1  # noised copies of each render in an update
+
+    def residual(self, draw: Draw) -> Tensor:
+        """`eps_guided - eps_fake`."""
+        return draw.guided(draw.predict()) - self._fake.eps_hat(draw.z_t, draw.t, draw.condition)
+
+    def prepare(self, model: ScoreModel, guidance: Guidance, seed: int) -> None:
+        """See `Objective`; needs a teacher whose network can be trained."""
+        from carv3d.objectives.fake_score import FakeScore
+
+        trainable = getattr(model, "trainable", None)
+        if trainable is None:
+            raise UserError("objective vsd trains a network that starts as the teacher's, and this teacher has none")
+        self._fake: FakeScore = FakeScore(trainable(rank=self.rank, seed=seed), self.lr, self.betas)
+
+    def update(self, z: Tensor, condition: Any, rng: torch.Generator) -> dict[str, Tensor]:
+        """See `Objective`: the fake score learns from the step's renders."""
+        import torch
+
+        rows = torch.arange(len(z), device=z.device).repeat_interleave(self.draws)
+        for _ in range(self.updates):
+            loss = self._fake.loss(z[rows], condition[rows], rng)
+            self._fake.step(loss)
+        return {"fake_loss": loss.detach()}
+
+    def state_dict(self) -> dict[str, Tensor]:
+        """See `Objective`."""
+        return self._fake.state_dict()
+
+    def load_state_dict(self, state: dict[str, Tensor]) -> None:
+        """See `Objective`."""
+        self._fake.load_state_dict(state)
+
+    def rules(self, prefix: str) -> Iterable[tuple[str, Any, bool, str]]:
+        """See `Objective`."""
+        from carv3d.config.rules import adam, at_least
+
+        yield from at_least(self, prefix, rank=0, updates=1, draws=1)
+        yield from adam(self, prefix)

@@ -1,0 +1,70 @@
+"""The parts of a diffusers pipeline that is in memory already."""
+
+from __future__ import annotations
+
+from collections.abc import Sequence
+from dataclasses import dataclass
+from pathlib import Path
+from typing import Any
+
+import torch
+
+from carv3d.errors import UserError
+from carv3d.teachers.families.base import Loader
+
+
+@dataclass(frozen=True)
+class LoadedParts(Loader):
+    """Gives the parts of a pipeline object as `Loader` gives those of a folder; they are shared, not copied.
+
+    Attributes:
+        pipe: the pipeline.
+    """
+
+    pipe: Any = None
+
+    @classmethod
+    def of(cls, pipe: Any, parts: Sequence[str]) -> LoadedParts:
+        """The parts of a pipeline; device and number format are those of its denoiser.
+
+        Raises:
+            UserError: a part is missing, or the networks are on different devices.
+        """
+        name = type(pipe).__name__
+        if missing := [part for part in parts if getattr(pipe, part, None) is None]:
+            raise UserError(f"the {name} has no {missing[0]}: load it whole")
+        modules = {part: found for part in parts if isinstance(found := getattr(pipe, part), torch.nn.Module)}
+        places = {part: parameter.device for part, module in modules.items() for parameter in module.parameters()}
+        if len(set(places.values())) > 1:
+            listed = ", ".join(f"{part} on {device}" for part, device in places.items())
+            raise UserError(
+                f"the parts of the {name} are on different devices ({listed}): move it with pipe.to(device)"
+            )
+        denoiser = modules["transformer" if "transformer" in modules else "unet"]
+        # A quantised network's weights are bytes; it computes in the format of the others.
+        dtype = next((p.dtype for p in denoiser.parameters() if p.dtype.is_floating_point), torch.float32)
+        return cls(Path(name), dtype, places[next(iter(places))], pipe=pipe)
+
+    def text_encoder(self, kind: Any, part: str) -> Any:
+        """See `Loader`."""
+        return self.network(kind, part)
+
+    def has(self, part: str) -> bool:
+        """See `Loader`."""
+        return getattr(self.pipe, part, None) is not None
+
+    def network(self, kind: Any, part: str) -> Any:
+        """See `Loader`; frozen and set to evaluation."""
+        return getattr(self.pipe, part).eval().requires_grad_(False)
+
+    def tokenizer(self, kind: Any, part: str) -> Any:
+        """See `Loader`."""
+        return getattr(self.pipe, part)
+
+    def config(self, part: str) -> dict[str, Any]:
+        """See `Loader`."""
+        return dict(getattr(self.pipe, part).config)
+
+    def index(self) -> dict[str, Any]:
+        """See `Loader`."""
+        return dict(self.pipe.config)
