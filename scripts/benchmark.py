@@ -48,17 +48,17 @@ def flops_of_a_draw(trainer: Trainer) -> float:
     """Of the teacher's residual for one (t, eps), guidance's branches included."""
     rng = torch.Generator(trainer.device).manual_seed(0)
     with torch.no_grad():
-        _, z, condition = trainer.look(trainer.cameras(1, rng), rng)
+        _, z, condition = trainer.look(trainer.sampler.sample(1, rng), rng)
     t = torch.full((1,), 500, device=z.device)
     with FlopCounterMode(display=False) as counter:
-        trainer.teacher.residual(z, t, torch.randn_like(z), condition, trainer.carv.scale)
+        trainer.teacher.predict(z, t, condition, trainer.carv.guidance.branches)
     return float(counter.get_total_flops())
 
 
 def naive(trainer: Trainer, carv: Any, count: int, rng: torch.Generator) -> None:
     """`count` whole passes of K = 1, whose gradients add up."""
     for _ in range(count):
-        trainer.backward(1, carv, rng)
+        trainer.trial(1, carv, rng)
 
 
 def measure(name: str, words: list[str], options: argparse.Namespace) -> dict[str, Any]:
@@ -79,7 +79,7 @@ def measure(name: str, words: list[str], options: argparse.Namespace) -> dict[st
     def carv(K: int) -> Any:
         return trainer.carv.replace(resamples=K, proposal=kind, strata=strata, noise=noise)
 
-    steps: dict[tuple[int, int], Any] = {(R, K): partial(trainer.backward, R, carv(K), rng) for R, K in options.grid}
+    steps: dict[tuple[int, int], Any] = {(R, K): partial(trainer.trial, R, carv(K), rng) for R, K in options.grid}
     steps[NAIVE, options.naive] = partial(naive, trainer, carv(1), options.naive, rng)
     memory = {}
     for setting, step in steps.items():  # warm-up

@@ -36,7 +36,7 @@ def cost_ratio(trainer: Trainer, rng: torch.Generator) -> float:
     def seconds(K: int) -> float:
         started = _now(trainer.device)
         trainer.optimizer.zero_grad()
-        trainer.backward(1, _carv(trainer, K), rng)
+        trainer.trial(1, _carv(trainer, K), rng)
         return _now(trainer.device) - started
 
     seconds(1)  # the first is slower than all others
@@ -58,7 +58,7 @@ def variances(
     """By K, a sample of the variance of one step a render (the first left out); the part between views is pooled."""
     meters = {K: VarianceMeter() for K in levels}
     for _ in range(renders):
-        _, z, condition = trainer.look(trainer.cameras(1, rng), rng)
+        _, z, condition = trainer.look(trainer.sampler.sample(1, rng), rng)
         gradient = Gradient(z, trainer.parameters())
         for K, meter in meters.items():
             carv = _carv(trainer, K)

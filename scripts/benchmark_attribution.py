@@ -21,7 +21,7 @@ import torch
 from numpy.typing import NDArray
 from torch import Tensor
 
-from carv3d.attribution import Draws, Projection, RowGradients
+from carv3d.attribution import Projection, RowGradients, SharedDraws
 from carv3d.attribution.builtin_world import BuiltinWorld
 from carv3d.attribution.pictures import Pictures
 from carv3d.attribution.samples import sample_pictures
@@ -90,7 +90,7 @@ def main() -> None:
     def per_draw(count: int, kind: str, seed: int) -> Tensor:
         strata, noise = KINDS[kind]
         rng = torch.Generator().manual_seed(seed)
-        draws = Draws.of(count, teacher.latent_shape, 1000, rng, strata=strata, noise=noise)  # type: ignore[arg-type]
+        draws = SharedDraws.of(count, teacher.latent_shape, 1000, rng, strata=strata, noise=noise)  # type: ignore[arg-type]
         return cosines(Signer(teacher, gradients, projection, draws, 32), items, queries)
 
     whole = per_draw(options.reference, "global strata", 10**6)

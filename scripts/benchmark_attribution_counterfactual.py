@@ -23,7 +23,7 @@ from scipy import stats
 from torch import Tensor, nn
 
 from carv3d.accounting import Interval
-from carv3d.attribution import Draws, Projection, RowGradients, ends, scores
+from carv3d.attribution import Projection, RowGradients, SharedDraws, ends, scores
 from carv3d.attribution.builtin_world import BuiltinWorld
 from carv3d.teachers import NoiseSchedule
 
@@ -71,7 +71,7 @@ def train(x: Tensor, schedule: NoiseSchedule, seed: int, steps: int, width: int)
     return model.eval()
 
 
-def signatures(model: Denoiser, schedule: NoiseSchedule, x: Tensor, draws: Draws, dimension: int) -> Tensor:
+def signatures(model: Denoiser, schedule: NoiseSchedule, x: Tensor, draws: SharedDraws, dimension: int) -> Tensor:
     """(N, B, D) of length 1."""
     gradients = RowGradients(model, "first|second|last")
     projection = Projection(gradients.sizes, dimension, 0)
@@ -86,7 +86,7 @@ def signatures(model: Denoiser, schedule: NoiseSchedule, x: Tensor, draws: Draws
 
 
 @torch.no_grad()
-def loss_of(model: Denoiser, schedule: NoiseSchedule, x: Tensor, draws: Draws) -> float:
+def loss_of(model: Denoiser, schedule: NoiseSchedule, x: Tensor, draws: SharedDraws) -> float:
     """One picture's mean loss over draws of its own."""
     return losses(model, schedule, x.expand(len(draws), -1, -1, -1), draws.t, draws.eps).mean().item()
 
@@ -111,8 +111,8 @@ def main() -> None:
     x, queries = pictures[: options.items], pictures[options.items :]
     schedule = NoiseSchedule.of_betas("scaled_linear", 0.00085, 0.012, T)
     shape = (3, SIZE, SIZE)
-    draws = Draws.of(options.draws, shape, T, torch.Generator().manual_seed(3))
-    test = Draws.of(512, shape, T, torch.Generator().manual_seed(4))
+    draws = SharedDraws.of(options.draws, shape, T, torch.Generator().manual_seed(3))
+    test = SharedDraws.of(512, shape, T, torch.Generator().manual_seed(4))
 
     rise: dict[str, list[float]] = {way: [] for way in WAYS}
     k = options.without

@@ -18,28 +18,31 @@ import numpy as np
 import torch
 from torch import Tensor
 
+from carv3d import registry
 from carv3d.accounting import Measurement, Method, measure
 from carv3d.generation import load_trainer, set_threads
+from carv3d.guidance import guidance_of
+from carv3d.objectives import Draw
 from carv3d.runs import Run
-from carv3d.sampling import COUPLINGS, Draw
+from carv3d.sampling import Normals
 from carv3d.training import Trainer
 
 TIMES = (0.05, 0.2, 0.35, 0.5, 0.65, 0.8, 0.95)  # of the timestep range
 
 
-def orthogonal(draw: Draw, resamples: int) -> Tensor:
+def orthogonal(normals: Normals, resamples: int) -> Tensor:
     """Antithetic pairs whose directions are at right angles, with norms of their own."""
-    g = draw((resamples + 1) // 2)
+    g = normals((resamples + 1) // 2)
     flat = g.flatten(2)
     q = torch.linalg.qr(flat.mT)[0].mT
     q = q * (q * flat).sum(2, keepdim=True).sign()
-    eps = (q * draw(flat.shape[1]).flatten(2).norm(dim=2, keepdim=True)).view_as(g)
+    eps = (q * normals(flat.shape[1]).flatten(2).norm(dim=2, keepdim=True)).view_as(g)
     return torch.stack([eps, -eps], 2).flatten(1, 2)[:, :resamples]
 
 
-def bands(draw: Draw, resamples: int) -> Tensor:
+def bands(normals: Normals, resamples: int) -> Tensor:
     """Antithetic within two bands of frequencies: (a + b), -(a + b), (a - b), -(a - b) for every four."""
-    g = draw((resamples + 3) // 4)
+    g = normals((resamples + 3) // 4)
     across, down = (torch.fft.fftfreq(side, device=g.device) for side in (g.shape[-1], g.shape[-2]))
     radius = (down[:, None] ** 2 + across**2).sqrt()
     low = torch.fft.ifft2(torch.fft.fft2(g) * (radius <= radius.median())).real
@@ -66,7 +69,7 @@ def correlations(trainer: Trainer, rng: torch.Generator, renders: int = 6) -> di
     carv, found = trainer.carv, {}
     support = carv.p.nonzero()[:, 0]
     low, high = int(support[0]), int(support[-1])
-    views = [trainer.look(trainer.cameras(1, rng), rng)[1:] for _ in range(renders)]
+    views = [trainer.look(trainer.sampler.sample(1, rng), rng)[1:] for _ in range(renders)]
     for share in TIMES:
         t = round(low + share * (high - low))
         both, power = 0.0, 0.0
@@ -74,7 +77,8 @@ def correlations(trainer: Trainer, rng: torch.Generator, renders: int = 6) -> di
             eps = torch.randn((8, *z.shape[1:]), generator=rng, device=z.device)
             rows = torch.zeros(16, dtype=torch.long, device=z.device)
             times = torch.full((16,), t, device=z.device)
-            r = carv.teacher.residual(z.detach()[rows], times, torch.cat([eps, -eps]), condition[rows], carv.scale)
+            draw = Draw(carv.model, carv.guidance, z.detach()[rows], times, torch.cat([eps, -eps]), condition[rows])
+            r = carv.objective.residual(draw)
             r = (r - r.mean(0)).flatten(1)
             plus, minus = r.chunk(2)
             both += float((plus * minus).sum())
@@ -87,11 +91,11 @@ def at(run: Run, step: int, scale: float, noises: list[Any], resamples: list[int
     """All figures of one stage and scale."""
     trainer = load_trainer(run, step)
     trainer.set_schedules()
-    trainer.carv.scale = scale
+    trainer.carv.guidance = guidance_of(scale)
     rng = torch.Generator(trainer.device).manual_seed(0)
 
     def upstream(rng: torch.Generator) -> tuple[Tensor, Any]:
-        _, z, condition = trainer.look(trainer.cameras(1, rng), rng)
+        _, z, condition = trainer.look(trainer.sampler.sample(1, rng), rng)
         return z, condition
 
     methods = [Method("importance", "render", K, n) for K in resamples for n in ("independent", *noises)]
@@ -126,7 +130,8 @@ def main() -> None:
     parser.add_argument("--json", type=Path)
     parser.add_argument("--noises", nargs="+", default=["zero_sum", "antithetic"], help="also: orthogonal, bands")
     options = parser.parse_args()
-    COUPLINGS.update(TRIED)
+    for name, coupling in TRIED.items():
+        registry.register("coupling", name, coupling)
     found = []
     print("| step | scale | noise | " + " | ".join(f"K = {K}" for K in options.resamples) + " | max z | renders |")
     print("|---|---|---|" + "---|" * (len(options.resamples) + 2))

@@ -33,17 +33,15 @@ from carv3d.cameras import Cameras
 from carv3d.config import DistillConfig, find_config, load, validate
 from carv3d.distillation import DistillationRun, Distiller, load_distiller
 from carv3d.distillation.conditions import Conditions
-from carv3d.distillation.objective import score_difference
 from carv3d.distillation.quality import AZIMUTHS, ELEVATIONS, Examiner, Sampler
-from carv3d.estimator import estimate
 from carv3d.images import sheet
-from carv3d.sampling import NoiseKind, StrataKind
+from carv3d.sampling import StrataKind
 from carv3d.shapes import assorted
 from carv3d.teachers import DiffusersTeacher
 from carv3d.teachers.ddim import ddim_sample
 
 RENDERS = 8  # R of the table, as the paper's
-KINDS: dict[str, tuple[StrataKind, NoiseKind]] = {
+KINDS: dict[str, tuple[StrataKind, str]] = {
     "independent": ("none", "independent"),
     "stratified": ("render", "independent"),
     "stratified + antithetic": ("render", "antithetic"),
@@ -56,6 +54,15 @@ PAPER = {  # arXiv 2605.21489, table 3: score difference, parameter gradient
 CHECKS = 2  # examinations of a run
 
 
+class Parts(DistributionMatching):
+    """The teacher's own part before the difference, along the channels: to see what each adds to the noise."""
+
+    def residual(self, draw: Draw) -> Tensor:
+        """`real / size` and `(eps_guided - eps_fake) / size`."""
+        real, size = self.real(draw)
+        return torch.cat([real / size, super().residual(draw)], 1)
+
+
 def shown(interval: Interval, scale: float = 1.0) -> str:
     """A value with its interval."""
     return f"{interval.value * scale:.3g} ({interval.low * scale:.3g}-{interval.high * scale:.3g})"
@@ -66,11 +73,10 @@ def replicates(
 ) -> tuple[Tensor, Tensor]:
     """Two estimates (2, C, h, w) each of the teacher's part of the difference and of the difference, for one output."""
     rows = torch.zeros(2, dtype=torch.long, device=z.device)
-    scale = distiller.config.matching.scale
-    difference = score_difference(distiller.teacher, distiller.fake, told[rows], scale, parts=True)
     strata, noise = KINDS[kind]
-    fbar = estimate(z.detach()[rows], difference, distiller.q, distiller.w, K, rng, kind=strata, coupling=noise).fbar
-    real, both = fbar.chunk(2, 1)
+    carv = distiller.carv.replace(resamples=K, proposal="uniform", strata=strata, noise=noise)
+    carv.objective = Parts(distiller.fake)
+    real, both = carv.estimate(z[rows], told[rows], rng).fbar.chunk(2, 1)
     return real, both
 
 
@@ -130,7 +136,7 @@ def sampler_of(distiller: Distiller) -> Sampler:
 def quality(options: argparse.Namespace) -> dict[str, Any]:
     """Equal time for every K, by seed."""
     config = config_of(options)
-    teacher = build.diffusers_teacher(config.shared(), build.device(config.shared()))
+    teacher = build.teacher(config.shared(), build.device(config.shared()))
     examiner = Examiner(teacher, camera=teacher.takes_camera)
     print(f"Fréchet distance of true pictures to true pictures: {examiner.floor:.3f}\n", flush=True)
     found: list[dict[str, Any]] = []
@@ -174,7 +180,8 @@ def in_one(teacher: DiffusersTeacher, timestep: int, scale: float) -> Sampler:
         noise = torch.randn((len(texts), *teacher.latent_shape), generator=rng)
         t = torch.full((len(texts),), timestep)
         alpha, sigma = teacher.schedule.at(t, noise)
-        eps = teacher.residual(noise / alpha, t, torch.zeros_like(noise), conditions_of(teacher, texts, cameras), scale)
+        guidance, told = guidance_of(scale), conditions_of(teacher, texts, cameras)
+        eps = guidance(teacher.predict(noise, t, told, guidance.branches), told)
         return (noise - sigma * eps) / alpha
 
     return sample

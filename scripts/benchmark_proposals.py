@@ -21,6 +21,8 @@ import torch
 from carv3d.accounting import Gradient
 from carv3d.accounting.variance import within
 from carv3d.generation import load_trainer, set_threads
+from carv3d.guidance import guidance_of
+from carv3d.objectives import Draw
 from carv3d.runs import Run
 from carv3d.sampling import Proposal
 from carv3d.training import Trainer
@@ -38,12 +40,13 @@ def learned(trainer: Trainer, rng: torch.Generator) -> dict[str, Proposal]:
     edges = torch.linspace(int(support[0]), int(support[-1]) + 1, BINS + 1, dtype=torch.float64)
     squares = torch.zeros(2, BINS, dtype=torch.float64)
     for _ in range(LEARNED_FROM):
-        _, z, condition = trainer.look(trainer.cameras(1, rng), rng)
+        _, z, condition = trainer.look(trainer.sampler.sample(1, rng), rng)
         u = torch.rand(BINS, generator=rng, device=z.device, dtype=torch.float64).cpu()
         t = (edges[:-1] + u * edges.diff()).long().to(z.device)
         rows = torch.zeros(BINS, dtype=torch.long, device=z.device)
         eps = torch.randn((BINS, *z.shape[1:]), generator=rng, device=z.device)
-        pair = [carv.teacher.residual(z[rows], t, e, condition[rows], carv.scale) for e in (eps, -eps)]
+        told = carv.model, carv.guidance, z[rows], t
+        pair = [carv.objective.residual(Draw(*told, e, condition[rows])) for e in (eps, -eps)]
         for kind, r in enumerate((pair[0], (pair[0] + pair[1]) / 2)):
             squares[kind] += r.flatten(1).square().sum(1).double().cpu()
     of_bin = (torch.bucketize(support.double(), edges, right=True) - 1).clamp(0, BINS - 1)
@@ -63,7 +66,7 @@ def variances(
     found: dict[tuple[str, int], list[float]] = {(name, K): [] for name in proposals for K in resamples}
     started = time.perf_counter()
     while time.perf_counter() - started < budget:
-        _, z, condition = trainer.look(trainer.cameras(1, rng), rng)
+        _, z, condition = trainer.look(trainer.sampler.sample(1, rng), rng)
         gradient = Gradient(z, trainer.parameters())
         rows = torch.zeros(2, dtype=torch.long, device=z.device)
         for (name, K), samples in found.items():
@@ -90,7 +93,8 @@ def main() -> None:
         for step in options.steps:
             trainer = load_trainer(run, step)
             trainer.set_schedules()
-            trainer.carv.scale = options.scale or trainer.carv.scale
+            if options.scale is not None:
+                trainer.carv.guidance = guidance_of(options.scale)
             rng = torch.Generator(trainer.device).manual_seed(0)
             proposals = learned(trainer, rng)
             found = variances(

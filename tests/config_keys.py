@@ -8,15 +8,15 @@ from typing import Any, get_type_hints
 
 import pytest
 
-from carv3d.config import (
-    Ramp,
-    schema,
-)
+from carv3d import registry
+from carv3d.config import Ramp
 from carv3d.errors import UserError
 
 KINDS = [
-    {"scene": scene, "teacher": teacher}
-    for scene, teacher in zip(schema.KINDS["scene"], cycle(schema.KINDS["teacher"]), strict=False)
+    {"scene": scene, "teacher": teacher, "guidance.objective": objective}
+    for scene, teacher, objective in zip(
+        registry.names("scene"), cycle(registry.names("teacher")), registry.names("objective"), strict=False
+    )
 ]
 
 
@@ -27,8 +27,9 @@ def kind_overrides(kinds: dict[str, str]) -> list[str]:
 def leaves(section: Any, prefix: str = "") -> list[tuple[str, Any, Any]]:
     """Every dotted key of a config object with its value and type, ramps both whole and in parts."""
     found = []
-    for key, hint in get_type_hints(type(section)).items():
-        value = getattr(section, key)
+    hints = get_type_hints(type(section))
+    for key in (f.name for f in dataclasses.fields(section)):
+        value, hint = getattr(section, key), hints[key]
         if dataclasses.is_dataclass(value):
             found += leaves(value, f"{prefix}{key}.")
         if not dataclasses.is_dataclass(value) or isinstance(value, Ramp):

@@ -13,6 +13,8 @@ from torch import Tensor
 
 from carv3d.cameras import Cameras
 from carv3d.config import Config, schema
+from carv3d.config import scenes as sections
+from carv3d.config.teachers import ExactTeacher
 from carv3d.renderers import Render, SplatRenderer
 from carv3d.scenes import Gaussians
 from carv3d.scenes.spherical_harmonics import functions
@@ -50,9 +52,9 @@ def look(scene: Gaussians, views: Cameras, **options: bool) -> Render:
 def small(**scene: object) -> Config:
     """A run of some seconds that densifies twice before half of it."""
     config = Config(prompt="a red cone", seed=3, threads=1)
-    config.teacher = schema.ExactTeacher(views=20, neighbours=4)
-    densify = schema.Densification(every=3, begin=0.0, end=0.6, gradient=1.2)
-    config.scene = schema.Gaussians(count=150, spread=0.7, densify=densify, **scene)  # type: ignore[arg-type]
+    config.teacher = ExactTeacher(views=20, neighbours=4)
+    densify = sections.Densification(every=3, begin=0.0, end=0.6, gradient=1.2)
+    config.scene = sections.Gaussians(count=150, spread=0.7, densify=densify, **scene)  # type: ignore[arg-type]
     config.cameras.height = config.cameras.width = 32
     config.guidance.renders = 2
     config.training = schema.Training(steps=12, preview_every=0, checkpoint_every=8, keep_checkpoints=2)

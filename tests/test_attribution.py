@@ -17,7 +17,7 @@ from hypothesis import given
 from hypothesis import strategies as st
 from torch import Tensor, nn
 
-from carv3d.attribution import Draws, Projection, RowGradients, ends, scores
+from carv3d.attribution import Projection, RowGradients, SharedDraws, ends, scores
 from carv3d.attribution import attribution as pipeline
 from carv3d.attribution.builtin_world import BuiltinWorld
 from carv3d.attribution.cache import Cache
@@ -70,7 +70,7 @@ def test_row_gradients_of_every_family(family: str, tmp_path: Path) -> None:
     """A row's gradient does not depend on the rows beside it, and is not zero: U-Nets and the transformer."""
     teacher = DiffusersTeacher(MAKERS[family](tmp_path))
     rows = RowGradients(teacher.family.network, r"blocks\.0\..*(conv1|to_q)")
-    draws = Draws.of(2, teacher.latent_shape, len(teacher.schedule.alpha), torch.Generator().manual_seed(0))
+    draws = SharedDraws.of(2, teacher.latent_shape, len(teacher.schedule.alpha), torch.Generator().manual_seed(0))
     signer = Signer(teacher, rows, Projection(rows.sizes, 64, 0), draws, rows=3)
     g = torch.Generator().manual_seed(1)
     size = teacher.image_size
@@ -123,7 +123,7 @@ def test_projection_above_the_parameters_is_refused() -> None:
 def test_draws_are_one_a_stratum(count: int, low: int, width: int, seed: int) -> None:
     """With global strata every B-th part of the range has one timestep; every draw its own noise."""
     rng = torch.Generator().manual_seed(seed)
-    draws = Draws.of(count, (1, 2, 2), 1000, rng, t_range=(low / 1000, (low + width - 1) / 1000))
+    draws = SharedDraws.of(count, (1, 2, 2), 1000, rng, t_range=(low / 1000, (low + width - 1) / 1000))
     share = (draws.t - low + 0.5) / width * count
     stratum = torch.arange(count)
     assert ((share > stratum - count / width) & (share < stratum + 1 + count / width)).all()
@@ -132,7 +132,7 @@ def test_draws_are_one_a_stratum(count: int, low: int, width: int, seed: int) ->
 
 def test_antithetic_draws_come_in_pairs() -> None:
     """The noise goes through `carv3d.sampling` as in training."""
-    draws = Draws.of(6, (1, 2, 2), 1000, torch.Generator().manual_seed(0), noise="antithetic")
+    draws = SharedDraws.of(6, (1, 2, 2), 1000, torch.Generator().manual_seed(0), noise="antithetic")
     torch.testing.assert_close(draws.eps[::2], -draws.eps[1::2])
 
 

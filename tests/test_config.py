@@ -14,6 +14,7 @@ import yaml
 from hypothesis import Phase, given, settings
 from hypothesis import strategies as st
 
+from carv3d import registry
 from carv3d.config import (
     PIPELINES,
     Config,
@@ -25,6 +26,9 @@ from carv3d.config import (
     to_yaml,
     validate,
 )
+from carv3d.config.kinds import section
+from carv3d.config.scenes import Gaussians, HashGrid
+from carv3d.config.teachers import ExactTeacher
 from carv3d.errors import UserError
 from tests.config_keys import KINDS, kind_overrides, leaves
 
@@ -113,7 +117,7 @@ def test_interpolation_of_a_ramp() -> None:
 
 def test_interpolation_outlives_another_kind() -> None:
     base = {"scene": {"bound": "${cameras.distance.0}", "resolution": "${mesh.resolution}"}}
-    assert load(None, ["scene.type=hash_grid"], base=base).scene == schema.HashGrid(bound=3.0)
+    assert load(None, ["scene.type=hash_grid"], base=base).scene == HashGrid(bound=3.0)
 
 
 def test_escaped_interpolation_is_text() -> None:
@@ -131,15 +135,15 @@ def test_missing_value_is_refused(override: str) -> None:
 
 def test_kind_picks_the_dataclass() -> None:
     config = load(None, ["scene.levels=4", "scene.type=hash_grid", "teacher={type: exact, views: 7}"])
-    assert config.scene == schema.HashGrid(levels=4)
-    assert config.teacher == schema.ExactTeacher(views=7)
+    assert config.scene == HashGrid(levels=4)
+    assert config.teacher == ExactTeacher(views=7)
 
 
 def test_another_kind_on_the_command_line_drops_what_only_the_files_kind_has(tmp_path: Path) -> None:
     """A config for one kind of scene must be of use with another; what both have is kept."""
     file = tmp_path / "x.yaml"
     file.write_text("scene: {bound: 2.0, resolution: 99}\n")
-    assert load(file, ["scene.type=hash_grid"]).scene == schema.HashGrid(bound=2.0)
+    assert load(file, ["scene.type=hash_grid"]).scene == HashGrid(bound=2.0)
 
 
 def test_empty_file_is_no_difference(tmp_path: Path) -> None:
@@ -181,11 +185,18 @@ def values(hint: Any) -> st.SearchStrategy[Any]:
 
 
 def sections(of: Any) -> st.SearchStrategy[Any]:
-    hints = get_type_hints(of)
-    if of is schema.Config:
-        special = {k: st.one_of([sections(kind) for kind in kinds.values()]) for k, kinds in schema.KINDS.items()}
-        return st.builds(of, **({k: values(h) for k, h in hints.items() if k not in special} | special))
-    return st.builds(of, **{key: values(hint) for key, hint in hints.items()})
+    hints = {f.name: get_type_hints(of)[f.name] for f in dataclasses.fields(of)}
+    of_kinds = schema.KINDS if of is schema.Config else {}
+    if of is schema.Guidance:
+        of_kinds = {"objective": "objective"}
+    special = {
+        key: st.one_of([sections(section(kind, name)) for name in registry.names(kind)])
+        for key, kind in of_kinds.items()
+        if key in hints
+    }
+    if "type" in hints and hints["type"] is str:  # a component whose section got its name from the registry
+        special["type"] = st.just(of().type)
+    return st.builds(of, **({k: values(h) for k, h in hints.items() if k not in special} | special))
 
 
 @settings(max_examples=60, phases=[Phase.explicit, Phase.generate])  # shrinking takes long
@@ -218,7 +229,7 @@ def test_other_kinds_in_the_description_can_be_uncommented() -> None:
     blocks = [block.splitlines() for block in describe().split("\n\n") if block.startswith("# Another scene:")]
     written = ["\n".join(line.removeprefix("# ") for line in block[2:]) for block in blocks]
     found = [load(None, base=yaml.safe_load(text)).scene for text in written]
-    assert found == [schema.HashGrid(), schema.Gaussians()]
+    assert found == [HashGrid(), Gaussians()]
 
 
 # ----------------------------------------------------------------------------------------- finding

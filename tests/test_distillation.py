@@ -8,6 +8,7 @@ import math
 import re
 import shutil
 from pathlib import Path
+from typing import Any
 
 import pytest
 import torch
@@ -20,13 +21,18 @@ from carv3d.cameras import Cameras
 from carv3d.config import DistillConfig, load
 from carv3d.distillation import DistillationRun, Distiller, DivergenceError, OneStep, load_distiller
 from carv3d.distillation.conditions import Conditions, prompts_of
-from carv3d.distillation.networks import Denoiser
-from carv3d.distillation.objective import denoising_loss, score_difference
 from carv3d.errors import UserError
-from carv3d.estimator import estimate
+from carv3d.estimator import Residual
+from carv3d.guidance import guidance_of
+from carv3d.loss import Carv
+from carv3d.objectives import Draw
+from carv3d.objectives.distribution_matching import DistributionMatching
+from carv3d.objectives.fake_score import FakeScore
 from carv3d.runs import disk_errors, read_metrics
 from carv3d.sampling import proposal, uniform_pmf
 from carv3d.teachers import DiffusersTeacher
+from carv3d.teachers.denoiser import Denoiser
+from tests.estimates import averaged, sds
 from tests.pipelines import make_pipeline, make_sdxl
 from tests.test_cli import carv3d
 
@@ -60,6 +66,17 @@ def config(folder: Path, *more: str) -> DistillConfig:
     return load(None, words(folder, *more), of=DistillConfig)
 
 
+def score_difference(teacher: Any, fake: Any, condition: Any, scale: float) -> Residual:
+    """What the objective averages, as the estimator asks for it."""
+    objective = DistributionMatching(fake)
+
+    @torch.no_grad()
+    def residual(z: Tensor, t: Tensor, eps: Tensor, r: Tensor) -> Tensor:
+        return objective.residual(Draw(teacher, guidance_of(scale), z, t, eps, condition[r]))
+
+    return residual
+
+
 @pytest.fixture(scope="module")
 def run(folder: Path, tmp_path_factory: pytest.TempPathFactory) -> Path:
     """A finished run."""
@@ -72,7 +89,7 @@ def run(folder: Path, tmp_path_factory: pytest.TempPathFactory) -> Path:
 def parts(folder: Path, count: int = 3) -> tuple[DiffusersTeacher, Denoiser, object, Tensor]:
     """A teacher, a fake score that is not the teacher, conditions and latents of some outputs."""
     teacher = DiffusersTeacher(folder)
-    fake = Denoiser(teacher)
+    fake = teacher.trainable(rank=0, seed=0)
     rng = torch.Generator().manual_seed(3)
     with torch.no_grad():
         for p in fake.network.parameters():
@@ -91,7 +108,7 @@ def test_the_direction_is_that_of_dmd(folder: Path) -> None:
     found = score_difference(teacher, fake, condition, 2.5)(z, t, eps, rows)
     alpha, sigma = teacher.schedule.at(t, z)
     z_t = alpha * z + sigma * eps
-    real = teacher.residual(z, t, eps, condition, 2.5) + eps
+    real = sds(teacher, z, t, eps, condition, 2.5) + eps
     mu_real = (z_t - sigma * real) / alpha
     mu_fake = (z_t - sigma * fake.eps_hat(z_t, t, condition)) / alpha
     size = (z - mu_real).abs().mean((1, 2, 3), keepdim=True)
@@ -103,8 +120,8 @@ def test_a_fake_score_that_equals_the_teacher_leaves_nothing_to_learn(folder: Pa
     teacher, _, condition, z = parts(folder)
     p = uniform_pmf(1000, 20, 980)
     q, w = proposal(p, p, "uniform"), torch.ones(1000, dtype=torch.float64)
-    same = score_difference(teacher, Denoiser(teacher), condition, 1.0)
-    assert estimate(z, same, q, w, 4, torch.Generator().manual_seed(0)).fbar.abs().max() < 1e-5
+    same = score_difference(teacher, teacher.trainable(rank=0, seed=0), condition, 1.0)
+    assert averaged(z, same, q, w, 4, torch.Generator().manual_seed(0)).fbar.abs().max() < 1e-5
 
 
 def test_descending_goes_towards_the_teacher() -> None:
@@ -123,8 +140,8 @@ def test_descending_goes_towards_the_teacher() -> None:
         def eps_hat(self, z_t: Tensor, t: Tensor, told: object) -> Tensor:
             return s * (z_t - a * self.mean)
 
-        def residual(self, z: Tensor, t: Tensor, eps: Tensor, told: object, scale: float) -> Tensor:
-            return self.eps_hat(a * z + s * eps, t, told) - eps
+        def predict(self, z_t: Tensor, t: Tensor, told: object, branches: object) -> dict[str, Tensor]:
+            return {"cond": self.eps_hat(z_t, t, told)}
 
     teacher, rng = Known(1.5), torch.Generator().manual_seed(0)
     p = uniform_pmf(10, 0, 9)
@@ -133,7 +150,7 @@ def test_descending_goes_towards_the_teacher() -> None:
     for _ in range(60):
         fake = Known(float(z.mean()))
         difference = score_difference(teacher, fake, torch.zeros(512), 1.0)  # type: ignore[arg-type]
-        z = z - 0.3 * estimate(z, difference, q, w, 2, rng).fbar
+        z = z - 0.3 * averaged(z, difference, q, w, 2, rng).fbar
     standard_error = 1 / math.sqrt(512 * 4)
     assert abs(float(z.mean()) - 1.5) < 4 * standard_error + 0.02
 
@@ -150,7 +167,7 @@ def test_every_way_to_draw_has_the_same_mean(folder: Path, kind: str, coupling: 
     for seed, (k, c) in enumerate([("none", "independent"), (kind, coupling)]):
         difference = score_difference(teacher, fake, condition[rows], 2.0)  # type: ignore[index]
         rng = torch.Generator().manual_seed(seed)
-        fbar = estimate(z[rows], difference, q, w, 4, rng, kind=k, coupling=c).fbar  # type: ignore[arg-type]
+        fbar = averaged(z[rows], difference, q, w, 4, rng, strata=k, coupling=c).fbar  # type: ignore[arg-type]
         values = (fbar * probe).sum((1, 2, 3)).double()
         means.append(float(values.mean()))
         errors.append(float(values.std()) / math.sqrt(len(values)))
@@ -161,11 +178,11 @@ def test_conditions_of_a_batch_are_those_of_each_alone(folder: Path) -> None:
     """Prompt, view words and camera of row n are what the teacher itself would be told of it; guidance too."""
     teacher, _, condition, z = parts(folder)
     t, eps = torch.tensor([100, 400, 900]), torch.zeros_like(z)
-    together = teacher.residual(z, t, eps, condition, 3.0)  # type: ignore[arg-type]
+    together = sds(teacher, z, t, eps, condition, 3.0)  # type: ignore[arg-type]
     for n, prompt in enumerate(["a red cone", "a blue cube", "a red cone"]):
         camera = Cameras.look_at_origin(torch.linspace(-90, 90, 3)[n : n + 1], torch.linspace(0, 40, 3)[n : n + 1])
         one = slice(n, n + 1)
-        alone = teacher.residual(z[one], t[one], eps[one], teacher.condition(prompt, camera), 3.0)
+        alone = sds(teacher, z[one], t[one], eps[one], teacher.condition(prompt, camera), 3.0)
         torch.testing.assert_close(together[one], alone, rtol=1e-4, atol=1e-5)
 
 
@@ -173,13 +190,13 @@ def test_conditions_of_a_batch_are_those_of_each_alone(folder: Path) -> None:
 def test_the_fake_score_learns_by_the_ordinary_loss(tmp_path: Path, prediction: str) -> None:
     """The loss of a network that knows the answer is zero, in whatever it predicts; else it is not."""
     teacher = DiffusersTeacher(make_pipeline(tmp_path / "sd", prediction=prediction))
-    fake = Denoiser(teacher)
+    fake = teacher.trainable(rank=0, seed=0)
     z = torch.randn(4, *teacher.latent_shape, generator=torch.Generator().manual_seed(0))
-    q = proposal(uniform_pmf(1000, 0, 999), uniform_pmf(1000, 0, 999), "uniform")
+    score = FakeScore(fake, 1e-3, [0.9, 0.999])
     condition = Conditions(teacher, ["a"])(
         torch.zeros(4, dtype=torch.long), Cameras.look_at_origin(torch.zeros(4), torch.zeros(4))
     )
-    assert denoising_loss(fake, z, condition, q, torch.Generator().manual_seed(0)) > 0.1
+    assert score.loss(z, condition, torch.Generator().manual_seed(0)) > 0.1
 
     def knows(z_t: Tensor, t: Tensor, told: object) -> Tensor:
         alpha, sigma = fake.schedule.at(t, z)
@@ -188,20 +205,19 @@ def test_the_fake_score_learns_by_the_ordinary_loss(tmp_path: Path, prediction: 
 
     fake.predict = knows  # type: ignore[method-assign, assignment]
     # Where sigma is small the noise is found again to fewer digits.
-    assert denoising_loss(fake, z, condition, q, torch.Generator().manual_seed(0)) < 1e-6
+    assert score.loss(z, condition, torch.Generator().manual_seed(0)) < 1e-6
 
 
 def test_plain_dmd2_is_one_resample_of_the_estimator(folder: Path, monkeypatch: pytest.MonkeyPatch) -> None:
-    """A step averages by `carv3d.estimator.estimate` and nothing else, with the config's K, strata and coupling."""
-    import carv3d.distillation.trainer as trainer
-
+    """A step averages by `Carv` and nothing else, with the config's K, strata and coupling."""
     seen: list[tuple[int, str, str]] = []
+    estimate = Carv.estimate
 
-    def spy(*args: object, **options: object) -> object:
-        seen.append((options["K"], options["kind"], options["coupling"]))  # type: ignore[arg-type]
-        return estimate(*args, **options)  # type: ignore[arg-type]
+    def spy(self: Carv, *args: Any, **options: Any) -> Any:
+        seen.append((self.resamples, self.strata, self.noise))
+        return estimate(self, *args, **options)
 
-    monkeypatch.setattr(trainer, "estimate", spy)
+    monkeypatch.setattr(Carv, "estimate", spy)
     Distiller(config(folder, "matching.resamples=1", "matching.strata=none")).step()
     Distiller(config(folder, "matching.resamples=4", "matching.noise=antithetic")).step()
     assert seen == [(1, "none", "independent"), (4, "render", "antithetic")]

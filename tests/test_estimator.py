@@ -11,8 +11,8 @@ import torch
 from torch import Tensor
 
 from carv3d import Carv
-from carv3d.estimator import estimate
 from carv3d.sampling import proposal, sds_weight, uniform_pmf
+from tests.estimates import averaged, sds
 from tests.two_points import TwoPointTeacher
 
 SHAPE = (1, 2, 2)
@@ -105,7 +105,7 @@ def test_importance_varies_less_where_the_residual_is_flat() -> None:
         return torch.nn.functional.normalize(eps, dim=1)
 
     found = {
-        kind: estimate(z, flat, proposal(p, w, kind), w, 1, g).fbar.var(0).sum()  # type: ignore[arg-type]
+        kind: averaged(z, flat, proposal(p, w, kind), w, 1, g).fbar.var(0).sum()  # type: ignore[arg-type]
         for kind in PROPOSALS
     }
     # Exactly E[w^2] / E[w]^2 = 4/3 for w uniform on [0, 1].
@@ -129,7 +129,7 @@ def test_coupled_noise_cancels_what_is_odd_in_it(noise: str) -> None:
     def of(a: float, b: float, how: str) -> float:
         g = torch.Generator().manual_seed(0)
         q = proposal(p, w, "uniform")
-        found = estimate(z, lambda z, t, e, r: 1 + a * e + b * e**2, q, w, K, g, coupling=how)  # type: ignore[arg-type]
+        found = averaged(z, lambda z, t, e, r: 1 + a * e + b * e**2, q, w, K, g, coupling=how)  # type: ignore[arg-type]
         return float(found.fbar.var(0).mean())
 
     assert of(1, 0, "independent") == pytest.approx(1 / K, rel=0.05)
@@ -162,11 +162,8 @@ def test_plain_sds_is_one_resample_and_the_uniform_proposal(teacher: TwoPointTea
     """The estimate is w(t) r(t, eps) of its one draw, ratio 1."""
     found = Carv(teacher, resamples=1, proposal="uniform").estimate(z[None], teacher.rows(1))
     assert found.ratio.item() == pytest.approx(1)
-    rng = torch.Generator().manual_seed(0)
-    torch.rand(1, 1, generator=rng, dtype=torch.float64)
-    eps = torch.randn((1, *SHAPE), generator=rng, dtype=torch.float64)
-    t = found.t[0]
-    expected = teacher.schedule.sigma[t] ** 2 * teacher.residual(z[None], t, eps, teacher.rows(1), 1.0)
+    t, eps = found.draws.t[0], found.draws.eps[0]
+    expected = teacher.schedule.sigma[t] ** 2 * sds(teacher, z[None], t, eps, teacher.rows(1), 1.0)
     torch.testing.assert_close(found.fbar, expected.view_as(found.fbar))
 
 
@@ -175,9 +172,9 @@ def test_effective_sample_size_counts_equal_draws_fully() -> None:
     w = torch.ones(1000, dtype=torch.float64)
     q = proposal(uniform_pmf(1000, 0, 999), w, "uniform")
     g = torch.Generator().manual_seed(0)
-    same = estimate(torch.zeros(2, 5), lambda z, t, e, r: torch.ones_like(z), q, w, 4, g)
+    same = averaged(torch.zeros(2, 5), lambda z, t, e, r: torch.ones_like(z), q, w, 4, g)
     assert float(same.effective_sample_size()) == pytest.approx(8)
-    mixed = estimate(torch.zeros(2, 5), lambda z, t, e, r: torch.ones_like(z) * t[:, None], q, w, 4, g)
+    mixed = averaged(torch.zeros(2, 5), lambda z, t, e, r: torch.ones_like(z) * t[:, None], q, w, 4, g)
     assert 1 <= float(mixed.effective_sample_size()) < 8
 
 
@@ -185,7 +182,7 @@ def test_a_residual_that_is_not_finite_is_named() -> None:
     """Nothing is replaced in silence; the message has the timesteps."""
     teacher = TwoPointTeacher(torch.full(SHAPE, float("nan")), torch.zeros(SHAPE))
     with pytest.raises(FloatingPointError, match=r"not finite at timesteps \[\d+"):
-        Carv(teacher, resamples=2)(torch.zeros(1, *SHAPE), teacher.rows(1))
+        Carv(teacher, resamples=2)(torch.zeros(1, *SHAPE, requires_grad=True), teacher.rows(1))
 
 
 @pytest.mark.parametrize("bad", [{"resamples": 0}, {"t_range": (0.5, 0.4)}, {"t_range": (0.0, 1.5)}])

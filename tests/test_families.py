@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import json
 from pathlib import Path
+from types import SimpleNamespace
 from typing import Any
 
 import pytest
@@ -13,12 +14,13 @@ from torch import Tensor
 
 from carv3d.cameras import Cameras
 from carv3d.errors import UserError
+from carv3d.guidance import Branch, PerpNeg, perpendicular
 from carv3d.loss import Carv
 from carv3d.prompts import ViewPrompts, with_views
 from carv3d.sampling import sds_weight
 from carv3d.teachers import DiffusersTeacher
 from carv3d.teachers.ddim import ddim_sample
-from carv3d.teachers.guidance import perp_neg, perpendicular
+from tests.estimates import sds
 from tests.pipelines import MAKERS, make_pipeline, make_sd3
 from tests.test_cli import carv3d
 
@@ -75,7 +77,7 @@ def test_residual_and_weight_by_an_independent_formula(folder: Path) -> None:
     teacher = DiffusersTeacher(folder, cache_text=False)
     z, t, eps = draws(teacher)
     condition = teacher.condition("a", CAMERAS)
-    found = teacher.residual(z, t, eps, condition, 1.0).double()
+    found = sds(teacher, z, t, eps, condition, 1.0).double()
     config = teacher.family.loader.config("scheduler")
     if teacher.family.prediction == "flow":  # x_sigma = (1 - sigma) x + sigma eps, v = eps - x
         s = (t.double() + 1) / 1000
@@ -112,7 +114,7 @@ def test_scale_one_is_the_conditional_prediction(folder: Path) -> None:
     teacher = DiffusersTeacher(folder, cache_text=False)
     z, t, eps = draws(teacher)
     condition = teacher.condition("a", CAMERAS)
-    zero, one, five = (teacher.residual(z, t, eps, condition, scale) for scale in (0.0, 1.0, 5.0))
+    zero, one, five = (sds(teacher, z, t, eps, condition, scale) for scale in (0.0, 1.0, 5.0))
     alpha, sigma = teacher.schedule.at(t, z)
     with torch.no_grad():
         own = teacher.family.eps_hat(alpha * z + sigma * eps, t, condition.mixed(condition.cond), None) - eps
@@ -138,15 +140,15 @@ def test_out_of_memory_halves_the_chunk_and_stays_so(folder: Path, monkeypatch: 
     condition, calls = teacher.condition("a", CAMERAS[:2]), []
     carv = Carv(teacher, resamples=4)
     expected = carv.estimate(z, condition, torch.Generator().manual_seed(1)).fbar
-    ask = DiffusersTeacher.residual
+    ask = DiffusersTeacher.predict
 
-    def small(self: DiffusersTeacher, z: Tensor, *rest: Any) -> Tensor:
+    def small(self: DiffusersTeacher, z: Tensor, *rest: Any) -> dict[Branch, Tensor]:
         calls.append(len(z))
         if len(z) > 2:
             raise torch.OutOfMemoryError("CUDA out of memory")
         return ask(self, z, *rest)
 
-    monkeypatch.setattr(DiffusersTeacher, "residual", small)
+    monkeypatch.setattr(DiffusersTeacher, "predict", small)
     for count in (6, 4):
         found = carv.estimate(z, condition, torch.Generator().manual_seed(1)).fbar
         torch.testing.assert_close(found, expected, rtol=1e-3, atol=1e-5)
@@ -162,7 +164,7 @@ def test_half_precision_gradients(folder: Path) -> None:
     for dtype in (torch.float32, torch.float16):
         teacher = DiffusersTeacher(folder, dtype=dtype, cache_text=False)
         picture = rgb.clone().requires_grad_()
-        carv = Carv(teacher, resamples=4, scale=3.0)
+        carv = Carv(teacher, resamples=4, guidance=3.0)
         loss, _ = carv(teacher.encode(picture), teacher.condition("a", CAMERAS[:2]), torch.Generator().manual_seed(1))
         loss.backward()
         gradients.append(picture.grad.flatten())  # type: ignore[union-attr]
@@ -181,8 +183,9 @@ class TestPerpNeg:
         torch.testing.assert_close(perpendicular(negative, torch.zeros_like(cond)), negative)
         plain = uncond + 7.5 * (cond - uncond)
         weights = -torch.rand(3, 1, generator=g)
-        torch.testing.assert_close(perp_neg(uncond, cond, uncond[:, None], weights, 7.5), plain)
-        torch.testing.assert_close(perp_neg(uncond, cond, negative[:, None], weights * 0, 7.5), plain)
+        for negatives, pushed in ((uncond[:, None], weights), (negative[:, None], weights * 0)):
+            raw: dict[Branch, Tensor] = {"uncond": uncond, "cond": cond, "negatives": negatives}
+            torch.testing.assert_close(PerpNeg(7.5)(raw, SimpleNamespace(weights=pushed)), plain)
 
     def test_views_are_mixed_and_pushed_apart(self) -> None:
         """Front at 0, side at 90, half and half between; from above nothing is pushed. Weights are at most 0."""
@@ -200,13 +203,13 @@ class TestPerpNeg:
         teacher = DiffusersTeacher(folders["sd"], cache_text=False, views=ViewPrompts(perp_neg=True))
         z, t, eps = draws(teacher)
         condition = teacher.condition("a", CAMERAS, "side")
-        together = teacher.residual(z, t, eps, condition, 5.0)
+        together = sds(teacher, z, t, eps, condition, 5.0, perp_neg=True)
         for row in range(4):
             one = torch.tensor([row])
-            alone = teacher.residual(z[one], t[one], eps[one], condition[one], 5.0)
+            alone = sds(teacher, z[one], t[one], eps[one], condition[one], 5.0, perp_neg=True)
             torch.testing.assert_close(alone[0], together[row], rtol=1e-3, atol=1e-5)
         plain = DiffusersTeacher(folders["sd"], cache_text=False)
-        usual = plain.residual(z, t, eps, plain.condition("a", CAMERAS, "side"), 5.0)
+        usual = sds(plain, z, t, eps, plain.condition("a", CAMERAS, "side"), 5.0)
         torch.testing.assert_close(usual[3], together[3], rtol=1e-3, atol=1e-5)  # from above
         assert not torch.allclose(usual[1], together[1], rtol=1e-2)
 

@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import math
+from collections.abc import Sequence
 from typing import Any
 
 import pytest
@@ -18,28 +19,23 @@ from carv3d.accounting import (
     methods,
     second_moments,
 )
-from carv3d.cameras import Cameras
 from carv3d.errors import UserError
+from carv3d.guidance import Branch
 from carv3d.loss import Carv
 from carv3d.teachers import NoiseSchedule
 
 
 class Linear:
-    """A teacher whose residual is `c + s eps`, c the render's condition."""
+    """A score model whose residual is `c + s eps`, c the render's condition."""
 
-    image_size, takes_camera = 1, False
+    branches: tuple[Branch, ...] = ("cond",)
 
     def __init__(self, s: float) -> None:
         self.s, self.schedule = s, NoiseSchedule.of_betas("linear", 1e-4, 0.02, 100)
 
-    def encode(self, rgb: Tensor, rng: torch.Generator | None = None) -> Tensor:
-        return rgb
-
-    def condition(self, prompt: str, cameras: Cameras, negative: str = "") -> Any:
-        raise NotImplementedError
-
-    def residual(self, z: Tensor, t: Tensor, eps: Tensor, condition: Any, scale: float) -> Tensor:
-        return condition + self.s * eps
+    def predict(self, z_t: Tensor, t: Tensor, condition: Tensor, branches: Sequence[Branch]) -> dict[Branch, Tensor]:
+        _, sigma = self.schedule.at(t, z_t)
+        return {"cond": condition + (1 + self.s) * z_t / sigma}  # at z = 0, where z_t = sigma eps
 
 
 D = 300
@@ -157,11 +153,11 @@ class TestLinearGaussian:
         class Tired(Linear):
             calls = 0
 
-            def residual(self, *args: Any) -> Tensor:
+            def predict(self, *args: Any) -> dict[Branch, Tensor]:
                 self.calls += 1
                 if self.calls == self.last:
                     raise KeyboardInterrupt
-                return super().residual(*args)
+                return super().predict(*args)
 
         def run(last: int) -> Measurement:
             teacher = Tired(NOISE)

@@ -8,7 +8,8 @@ from hypothesis import given, settings
 from hypothesis import strategies as st
 from torch import Tensor
 
-from carv3d.sampling import Proposal, noise, proposal, sds_weight, strata, uniform_pmf
+from carv3d.errors import UserError
+from carv3d.sampling import Proposal, noise, proposal, sds_weight, stratified_uniforms, uniform_pmf
 from carv3d.teachers import NoiseSchedule
 
 SCHEDULE = NoiseSchedule.of_betas("scaled_linear", 0.00085, 0.012, 1000)
@@ -52,7 +53,7 @@ def test_draws_follow_the_proposal() -> None:
     p = uniform_pmf(1000, 20, 980)
     found = proposal(p, sds_weight(*ALPHAS, "sds"), "importance")
     draws = 200_000
-    t = found.icdf(strata(draws, 1, "none", rng()).flatten())
+    t = found.icdf(stratified_uniforms(draws, 1, "none", rng()).flatten())
     counts, expected = torch.bincount(t, minlength=1000)[20:981], draws * found.q[20:981]
     statistic = ((counts - expected) ** 2 / expected).sum()
     assert abs(statistic - 960) < 4 * (2 * 960) ** 0.5
@@ -79,7 +80,7 @@ def test_ratio_is_p_over_q_and_not_self_normalised() -> None:
 @settings(max_examples=40)
 def test_strata_fill_each_stratum_once(kind: str, renders: int, resamples: int, seed: int) -> None:
     """render: one draw in each of K strata of a render; global: besides, one in each of the R K of the step."""
-    u = strata(renders, resamples, kind, rng(seed))  # type: ignore[arg-type]
+    u = stratified_uniforms(renders, resamples, kind, rng(seed))  # type: ignore[arg-type]
     assert u.shape == (renders, resamples) and u.dtype == torch.float64
     assert ((u >= 0) & (u < 1)).all()
     if kind != "none":
@@ -92,7 +93,7 @@ def test_strata_fill_each_stratum_once(kind: str, renders: int, resamples: int, 
 @pytest.mark.parametrize("kind", KINDS)
 def test_each_render_of_any_strata_is_marginally_uniform(kind: str) -> None:
     """The mean over a render's draws has expectation 1/2, its second moment 1/3: |z| < 4 over 4,000 calls."""
-    draws = torch.stack([strata(3, 2, kind, g) for g in [rng(7)] for _ in range(4000)])  # type: ignore[arg-type]
+    draws = torch.stack([stratified_uniforms(3, 2, kind, g) for g in [rng(7)] for _ in range(4000)])  # type: ignore[arg-type]
     for power, expected in ((1, 1 / 2), (2, 1 / 3)):
         means = (draws**power).mean(2)
         z = (means.mean(0) - expected) / (means.std(0) / len(means) ** 0.5)
@@ -127,13 +128,13 @@ def test_every_noise_is_standard_normal(kind: str, resamples: int) -> None:
 
 
 def test_unknown_noise_is_refused() -> None:
-    with pytest.raises(ValueError, match="antithetic"):
+    with pytest.raises(UserError, match="antithetic"):
         noise(1, 1, (1,), rng(0), torch.float32, "pink")  # type: ignore[arg-type]
 
 
 def test_same_generator_state_same_draws() -> None:
     """Resume rests on it."""
-    assert torch.equal(strata(2, 3, "global", rng(5)), strata(2, 3, "global", rng(5)))
+    assert torch.equal(stratified_uniforms(2, 3, "global", rng(5)), stratified_uniforms(2, 3, "global", rng(5)))
     assert torch.equal(noise(2, 3, (4,), rng(5), torch.float32), noise(2, 3, (4,), rng(5), torch.float32))
 
 

@@ -18,6 +18,7 @@ from carv3d.shapes import Thing, reference
 from carv3d.teachers import DiffusersTeacher, ExactTeacher, NoiseSchedule
 from carv3d.teachers.camera_conditioning import camera_vector
 from carv3d.teachers.weights import BUILTIN
+from tests.estimates import sds
 from tests.pipelines import make_pipeline
 
 
@@ -71,7 +72,7 @@ def test_velocity_and_epsilon_residuals_agree_with_diffusers(
         teacher = DiffusersTeacher(folder)
         z, t, eps = draws(teacher, 4)
         condition = teacher.condition("a", cameras)
-        found = teacher.residual(z, t, eps, condition, 1.0)
+        found = sds(teacher, z, t, eps, condition, 1.0)
         scheduler = DDIMScheduler.from_pretrained(folder, subfolder="scheduler")
         scheduler.set_timesteps(1000)
         z_t = scheduler.add_noise(z, eps, t)
@@ -90,10 +91,10 @@ def test_guidance_is_uncond_plus_scale_times_difference(camera_pipeline: Path, c
     teacher = DiffusersTeacher(camera_pipeline)
     z, t, eps = draws(teacher, 4)
     condition = teacher.condition("a", cameras)
-    uncond, cond, five = (teacher.residual(z, t, eps, condition, s) for s in (0.0, 1.0, 5.0))
+    uncond, cond, five = (sds(teacher, z, t, eps, condition, s) for s in (0.0, 1.0, 5.0))
     assert not torch.allclose(uncond, cond)
     torch.testing.assert_close(five, uncond + 5 * (cond - uncond), rtol=1e-3, atol=1e-4)
-    almost = teacher.residual(z, t, eps, condition, 1 + 1e-6)
+    almost = sds(teacher, z, t, eps, condition, 1 + 1e-6)
     torch.testing.assert_close(almost, cond, rtol=1e-3, atol=1e-4)
 
 
@@ -102,10 +103,10 @@ def test_rows_do_not_mix(camera_pipeline: Path, cameras: Cameras) -> None:
     teacher = DiffusersTeacher(camera_pipeline)
     z, t, eps = draws(teacher, 4)
     condition = teacher.condition("a", cameras)
-    together = teacher.residual(z, t, eps, condition, 3.0)
+    together = sds(teacher, z, t, eps, condition, 3.0)
     for i in range(4):
         row = torch.tensor([i])
-        alone = teacher.residual(z[row], t[row], eps[row], condition[row], 3.0)
+        alone = sds(teacher, z[row], t[row], eps[row], condition[row], 3.0)
         torch.testing.assert_close(alone[0], together[i], rtol=1e-4, atol=1e-5)
 
 
@@ -180,8 +181,8 @@ def test_half_precision_teacher_gives_nearly_the_same(pipeline: Path, cameras: C
     """bfloat16 networks, float32 residuals."""
     full, half = DiffusersTeacher(pipeline), DiffusersTeacher(pipeline, dtype=torch.bfloat16)
     z, t, eps = draws(full, 4)
-    one = full.residual(z, t, eps, full.condition("a", cameras), 3.0)
-    two = half.residual(z, t, eps, half.condition("a", cameras), 3.0)
+    one = sds(full, z, t, eps, full.condition("a", cameras), 3.0)
+    two = sds(half, z, t, eps, half.condition("a", cameras), 3.0)
     assert two.dtype == torch.float32
     assert torch.cosine_similarity(one.flatten(), two.flatten(), 0) > 0.995
 
@@ -253,7 +254,7 @@ def test_exact_teacher_pulls_towards_the_true_picture() -> None:
     condition = teacher.condition(thing.caption, cameras)
     z, t = condition.points[:, 3], torch.tensor([5])
     eps = torch.randn(z.shape, generator=torch.Generator().manual_seed(0))
-    residual = teacher.residual(z, t, eps, condition, 1.0)
+    residual = sds(teacher, z, t, eps, condition, 1.0)
     assert residual.abs().max() < 1e-3
     truth = teacher.encode(reference(thing, cameras)[0])
     assert (condition.points - truth[:, None]).square().mean((0, 2, 3, 4)).min() < 0.05

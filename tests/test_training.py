@@ -7,6 +7,7 @@ import signal
 import subprocess
 import sys
 import time
+from collections.abc import Sequence
 from dataclasses import dataclass
 from pathlib import Path
 
@@ -17,9 +18,12 @@ from torch import Tensor
 
 from carv3d.cameras import Cameras
 from carv3d.config import Config, Ramp, schema
+from carv3d.config.scenes import Gaussians, VoxelGrid
+from carv3d.config.teachers import ExactTeacher as ExactSection
 from carv3d.errors import UserError
 from carv3d.evaluation import Judge
 from carv3d.generation import generate
+from carv3d.guidance import Branch
 from carv3d.runs import Run, read_metrics
 from carv3d.shapes import parse
 from carv3d.teachers import ExactTeacher
@@ -30,8 +34,8 @@ from carv3d.training import Trainer, check_logs
 def small(steps: int = 12, **guidance: object) -> Config:
     """A run of some seconds: the exact teacher, a coarse grid, small pictures."""
     config = Config(prompt="a red cone", seed=3, threads=1)
-    config.teacher = schema.ExactTeacher(views=40, neighbours=8)
-    config.scene = schema.VoxelGrid(resolution=16)
+    config.teacher = ExactSection(views=40, neighbours=8)
+    config.scene = VoxelGrid(resolution=16)
     config.cameras.height = config.cameras.width = 32
     config.renderer.samples = 24
     config.training = schema.Training(steps=steps, preview_every=0, checkpoint_every=4, keep_checkpoints=2)
@@ -61,11 +65,13 @@ class Joint(ExactTeacher):
         return _Rows(super().condition(prompt, cameras, negative), torch.arange(len(cameras)).view(-1, 4))
 
     @torch.no_grad()
-    def residual(self, z: Tensor, t: Tensor, eps: Tensor, condition: _Rows, scale: float) -> Tensor:  # type: ignore[override]
+    def predict(  # type: ignore[override]
+        self, z_t: Tensor, t: Tensor, condition: _Rows, branches: Sequence[Branch]
+    ) -> dict[Branch, Tensor]:
         rows = condition.inner[condition.index.flatten()]
-        alone = super().residual(z.flatten(0, 1), t.repeat_interleave(4), eps.flatten(0, 1), rows, scale)
+        alone = super().predict(z_t.flatten(0, 1), t.repeat_interleave(4), rows, branches)["cond"]
         alone = alone.unflatten(0, (-1, 4))
-        return 0.5 * (alone + alone.mean(1, keepdim=True))
+        return {"cond": 0.5 * (alone + alone.mean(1, keepdim=True))}
 
 
 @dataclass
@@ -74,6 +80,9 @@ class _Rows:
 
     inner: ExactCondition
     index: Tensor
+
+    def __len__(self) -> int:
+        return len(self.index)
 
     def __getitem__(self, rows: Tensor) -> _Rows:
         return _Rows(self.inner, self.index[rows])
@@ -88,7 +97,7 @@ def test_teacher_that_judges_views_jointly() -> None:
         config.guidance.chunk = chunk
         trainer = Trainer(config, teacher)
         log = trainer.step()
-        assert log.found.fbar.shape == (2, 4, 3, 32, 32) and log.found.t.shape == (2, 4)
+        assert log.t.shape == (2, 4)
         gradients.append(torch.cat([p.grad.flatten() for p in trainer.scene.parameters() if p.grad is not None]))
     torch.testing.assert_close(gradients[0], gradients[1])
     azimuth = teacher.seen.azimuth.view(2, 4)
@@ -99,8 +108,9 @@ def test_teacher_that_judges_views_jointly() -> None:
     trainer = Trainer(config, teacher)
     trainer.set_schedules()
     trainer.renderer.update_occupancy(trainer.scene, 0, trainer.rng)
-    _, z, condition = trainer.look(trainer.cameras(2, trainer.rng, 0), trainer.rng)
+    _, z, condition = trainer.look(trainer.sampler.of_step(0, 2, trainer.rng), trainer.rng)
     found = trainer.carv.estimate(z, condition, trainer.rng)
+    assert found.fbar.shape == (2, 4, 3, 32, 32)
     total = sum((z[r] * found.fbar[r]).sum() / 2 for r in range(2))
     assert isinstance(total, Tensor)
     trainer.optimizer.zero_grad()
@@ -186,21 +196,21 @@ def test_interrupt_finishes_the_step_and_saves_it(tmp_path: Path, teacher: Exact
     config.training.checkpoint_every = 0
     with Run.create(config, "test", "test", folder=tmp_path / "run") as run:
         steps = 0
-        ask = teacher.residual
+        ask = teacher.predict
 
-        def interrupt(*args: object) -> torch.Tensor:
+        def interrupt(*args: object) -> dict[Branch, Tensor]:
             nonlocal steps
             steps += 1
             if steps == 6:
                 os.kill(os.getpid(), signal.SIGINT)
             return ask(*args)  # type: ignore[arg-type]
 
-        teacher.residual = interrupt  # type: ignore[method-assign, assignment]
+        teacher.predict = interrupt  # type: ignore[method-assign, assignment]
         try:
             with pytest.raises(KeyboardInterrupt):
                 generate(run, resume=False, console=Console(quiet=True), teacher=teacher)
         finally:
-            teacher.residual = ask  # type: ignore[method-assign]
+            teacher.predict = ask  # type: ignore[method-assign]
         assert run.load_checkpoint().step == 6
         assert len(read_metrics(run.metrics_path)) == 6
 
@@ -210,38 +220,40 @@ def test_nan_names_step_and_timesteps_and_is_not_saved(tmp_path: Path, teacher: 
     config = small(20)
     with Run.create(config, "test", "test", folder=tmp_path / "run") as run:
         calls = 0
-        ask = teacher.residual
+        ask = teacher.predict
 
-        def spoil(*args: object) -> torch.Tensor:
+        def spoil(*args: object) -> dict[Branch, Tensor]:
             nonlocal calls
             calls += 1
-            return ask(*args) * (float("nan") if calls == 7 else 1)  # type: ignore[arg-type]
+            found = ask(*args)  # type: ignore[arg-type]
+            return {k: v * (float("nan") if calls == 7 else 1) for k, v in found.items()}
 
-        teacher.residual = spoil  # type: ignore[method-assign, assignment]
+        teacher.predict = spoil  # type: ignore[method-assign, assignment]
         try:
             with pytest.raises(UserError, match=r"step 7: .*not finite at timesteps \[\d+.*resume"):
                 generate(run, resume=False, console=Console(quiet=True), teacher=teacher)
         finally:
-            teacher.residual = ask  # type: ignore[method-assign]
+            teacher.predict = ask  # type: ignore[method-assign]
         assert run.load_checkpoint().step == 4
 
 
 def test_each_step_renders_and_encodes_once(teacher: ExactTeacher, monkeypatch: pytest.MonkeyPatch) -> None:
     """Reuse is the point: K resamples cost one render, one encode and one teacher call of R K rows."""
     trainer = Trainer(small(renders=2, resamples=4), teacher)
+    trainer.step()  # the teacher makes its reference pictures
     counts = {"encode": 0, "rows": []}
-    encode, residual = teacher.encode, teacher.residual
+    encode, predict = teacher.encode, teacher.predict
 
     def counted_encode(*args):  # type: ignore[no-untyped-def]
         counts["encode"] += 1
         return encode(*args)
 
-    def counted_residual(z, *args):  # type: ignore[no-untyped-def]
+    def counted_predict(z, *args):  # type: ignore[no-untyped-def]
         counts["rows"].append(len(z))
-        return residual(z, *args)
+        return predict(z, *args)
 
     monkeypatch.setattr(teacher, "encode", counted_encode)
-    monkeypatch.setattr(teacher, "residual", counted_residual)
+    monkeypatch.setattr(teacher, "predict", counted_predict)
     trainer.step()
     assert counts == {"encode": 1, "rows": [8]}
 
@@ -274,7 +286,7 @@ def test_every_regulariser_reaches_the_gradient(teacher: ExactTeacher, scene: st
     for weight in (0.0, 50.0):
         config = small()
         if scene == "gaussians":
-            config.scene = schema.Gaussians(count=150, spread=0.7)
+            config.scene = Gaussians(count=150, spread=0.7)
         setattr(config.regularisers, name, Ramp(weight, weight))
         trainer = Trainer(config, teacher)
         for _ in range(2):

@@ -2,11 +2,14 @@
 
 from __future__ import annotations
 
+from collections.abc import Sequence
+
 import numpy as np
 import torch
 from torch import Tensor
 
 from carv3d.cameras import Cameras
+from carv3d.guidance import Branch
 from carv3d.teachers import NoiseSchedule
 from carv3d.teachers.exact import ExactCondition, posterior_mean
 
@@ -16,6 +19,8 @@ class TwoPointTeacher:
 
     takes_camera = False
     image_size = 2
+    joint_views = 1
+    branches: tuple[Branch, ...] = ("cond",)
 
     def __init__(self, first: Tensor, second: Tensor, share: float = 0.3):
         self.schedule = NoiseSchedule.of_betas("scaled_linear", 0.00085, 0.012, 1000)
@@ -33,11 +38,12 @@ class TwoPointTeacher:
         log_prior = torch.tensor([self.share, 1 - self.share], dtype=self.points.dtype).log()
         return ExactCondition(self.points.expand(count, -1, -1, -1, -1), log_prior.expand(count, -1))
 
-    def residual(self, z: Tensor, t: Tensor, eps: Tensor, condition: ExactCondition, scale: float) -> Tensor:
-        self.calls.append(len(z))
-        alpha, sigma = self.schedule.at(t, z)
-        z_t = alpha * z + sigma * eps
-        return (z_t - alpha * posterior_mean(self.schedule, z_t, t, condition)) / sigma - eps
+    def predict(
+        self, z_t: Tensor, t: Tensor, condition: ExactCondition, branches: Sequence[Branch]
+    ) -> dict[Branch, Tensor]:
+        self.calls.append(len(z_t))
+        alpha, sigma = self.schedule.at(t, z_t)
+        return {"cond": (z_t - alpha * posterior_mean(self.schedule, z_t, t, condition)) / sigma}
 
     def expectation(self, z: Tensor, p: Tensor, w: Tensor) -> Tensor:
         """E_t,eps[w(t) r] at latents z (C, h, w) under p(t), by Gauss-Hermite quadrature, float64.
