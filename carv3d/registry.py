@@ -114,8 +114,11 @@ def _imported(kind: str, name: str, origin: str, place: str) -> Any:
         return load(place)
     except Exception as error:  # a plug-in's import can raise anything
         reason = " ".join(str(error).split()) or "no message"
+        hint = ""
+        if isinstance(error, ModuleNotFoundError) and error.name == place.partition(".")[0]:
+            hint = "; install it, or put its folder on PYTHONPATH"
         raise UserError(
-            f"the {kind} {name!r} {origin}cannot be imported: {type(error).__name__}: {reason[:200]}"
+            f"the {kind} {name!r} {origin}cannot be imported: {type(error).__name__}: {reason[:200]}{hint}"
         ) from error
 
 

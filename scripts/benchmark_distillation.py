@@ -34,7 +34,10 @@ from carv3d.config import DistillConfig, find_config, load, validate
 from carv3d.distillation import DistillationRun, Distiller, load_distiller
 from carv3d.distillation.conditions import Conditions
 from carv3d.distillation.quality import AZIMUTHS, ELEVATIONS, Examiner, Sampler
+from carv3d.guidance import guidance_of
 from carv3d.images import sheet
+from carv3d.objectives import Draw
+from carv3d.objectives.distribution_matching import DistributionMatching
 from carv3d.sampling import StrataKind
 from carv3d.shapes import assorted
 from carv3d.teachers import DiffusersTeacher
