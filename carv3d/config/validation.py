@@ -103,7 +103,9 @@ def _training(config: schema.Config) -> Iterator[Rule]:
     inside = len(betas) == 2 and all(0 <= beta < 1 for beta in betas)
     yield "optimizer.betas", betas, inside, "two numbers from 0 up to, not including, 1"
     yield from positive(config.optimizer, "optimizer", "eps")
-    terms = ("sparsity", "opacity", *getattr(config.scene, "penalties", ()))
+    field = getattr(config.scene, "renderer", "volume") == "volume"
+    own = getattr(config.scene, "penalties", FieldSection.penalties if field else ())
+    terms = ("sparsity", "opacity", *own)
     for key in (f.name for f in fields(config.regularisers)):
         weight = getattr(config.regularisers, key)
         yield f"regularisers.{key}", weight, min(weight.first, weight.last) >= 0, "at least 0"

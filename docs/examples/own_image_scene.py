@@ -1,7 +1,7 @@
 r"""A scene that is no field, with a renderer of its own, in one file: a flat picture on a card.
 
     PYTHONPATH=docs/examples carv3d generate "a red chair" scene.type=own_image_scene.Card mesh.formats=[] \
-        cameras.type=own_cameras.Frontal
+        cameras.type=own_cameras.Frontal regularisers.total_variation=0
 
 The section names its renderer. A scene says what it has: no surface here, so that no mesh can be asked for.
 """

@@ -1,0 +1,116 @@
+"""The files of docs/examples run as they stand: each is a plug-in in one file, or a loop of one's own."""
+
+from __future__ import annotations
+
+import os
+import re
+import subprocess
+import sys
+from pathlib import Path
+
+import pytest
+
+from carv3d.runs import read_metrics
+from tests.test_cli import carv3d
+
+EXAMPLES = Path(__file__).parents[1] / "docs" / "examples"
+
+SHORT = [
+    "cameras.height=32",
+    "cameras.width=32",
+    "training.steps=3",
+    "training.preview_every=0",
+    "training.checkpoint_every=2",
+    "renderer.samples=12",
+    "turntable.frames=2",
+    "turntable.size=32",
+    "mesh.resolution=16",
+    "mesh.texture=vertex",
+    "threads=1",
+]
+
+
+@pytest.fixture
+def on_path(monkeypatch: pytest.MonkeyPatch) -> None:
+    """The examples' folder is on the path, as their first lines say."""
+    monkeypatch.syspath_prepend(str(EXAMPLES))
+
+
+def run(tmp_path: Path, *words: str) -> str:
+    """What a command prints; the examples' folder is on the path, as their first lines say."""
+    environment = os.environ | {"PYTHONPATH": str(EXAMPLES)}
+    found = subprocess.run(
+        [sys.executable, *words], capture_output=True, text=True, cwd=tmp_path, env=environment, timeout=300
+    )
+    assert found.returncode == 0, found.stderr[-2000:]
+    return found.stdout
+
+
+@pytest.mark.parametrize(
+    "words, log",
+    [
+        (["guidance.objective=own_objective.Mixed", "guidance.objective.share=0.7"], ""),
+        (["guidance.objective=own_stateful_objective.Normalised"], "residual_rms"),
+        (["scene.type=own_scene.Balls", "scene.count=8"], ""),
+        (
+            [
+                "scene=own_image_scene.Card",
+                "mesh.formats=[]",
+                "cameras=own_cameras.Frontal",
+                "regularisers.total_variation=0",
+            ],
+            "",
+        ),
+        (["teacher.type=own_teacher.Colour", "teacher.red=0.9", "guidance.objective=csd"], ""),
+        (["guidance.noise=own_coupling.orthogonal", "guidance.proposal=own_coupling.flat_and_weighted"], ""),
+    ],
+    ids=lambda v: v[0].partition("=")[2].partition(".")[0] if isinstance(v, list) else "",
+)
+def test_plug_ins_in_one_file(on_path: None, tmp_path: Path, words: list[str], log: str) -> None:
+    """`carv3d generate` takes each, from training over --resume to the results."""
+    path = str(tmp_path / "run")
+    assert carv3d("generate", "a red cone", *words, *SHORT, "--output", path)[0] == 0
+    assert carv3d("generate", "--resume", path, "training.steps=5")[0] == 0
+    rows = read_metrics(tmp_path / "run" / "metrics.jsonl")
+    assert [row["step"] for row in rows] == [1, 2, 3, 4, 5] and (not log or rows[-1][log] > 0)
+    assert (tmp_path / "run" / "contact_sheet.png").exists()
+    assert any(word == "mesh.formats=[]" for word in words) or (tmp_path / "run" / "mesh" / "mesh.glb").exists()
+
+
+def test_measure_takes_a_plug_in(on_path: None, tmp_path: Path) -> None:
+    """And its camera sampler, whose cameras have no table."""
+    words = ["guidance.objective=own_objective.Mixed", "cameras=own_cameras.Frontal", "teacher=own_teacher.Colour"]
+    more = ["cameras.height=16", "cameras.width=16", "threads=1", "--budget", "6", "--resamples", "1,2"]
+    code, _, err = carv3d(
+        "measure", "a red cone", *words, *more, "--renders", "1", "--output", str(tmp_path / "report")
+    )
+    assert code == 0, err
+    assert (tmp_path / "report" / "report.html").exists()
+
+
+def test_a_plug_in_that_cannot_make_a_mesh_says_so(
+    on_path: None, tmp_path: Path, capsys: pytest.CaptureFixture[str]
+) -> None:
+    """Before anything is written."""
+    path = tmp_path / "run"
+    words = ["a red cone", "scene=own_image_scene.Card", "regularisers.total_variation=0"]
+    code, _, err = carv3d("generate", *words, "--output", str(path), capsys=capsys)
+    assert code == 2 and "mesh.formats must be" in err and not path.exists()
+
+
+@pytest.mark.parametrize(
+    "words, said",
+    [
+        (["playground.py", "--seconds", "1"], r"SDS, K = 1: \d+ steps"),
+        (["bare_pipeline.py", "--steps", "2"], r"step 0: loss [\d.e+]+, timesteps \[\d+"),
+        (["own_gradients.py", "--renders", "3"], r"K = [\d.]+ pays most"),
+    ],
+    ids=lambda v: v[0] if isinstance(v, list) else "",
+)
+def test_loops_of_ones_own(tmp_path: Path, words: list[str], said: str) -> None:
+    assert re.search(said, run(tmp_path, str(EXAMPLES / words[0]), *words[1:]))
+
+
+def test_the_list_of_examples_is_whole() -> None:
+    text = (EXAMPLES / "README.md").read_text()
+    assert all(f"]({path.name})" in text for path in EXAMPLES.glob("*.py"))
