@@ -15,6 +15,8 @@ from tests.test_cli import carv3d
 
 EXAMPLES = Path(__file__).parents[1] / "docs" / "examples"
 
+CARD = ["mesh.formats=[]", "regularisers.total_variation=0"]  # a card has neither
+
 SHORT = [
     "cameras.height=32",
     "cameras.width=32",
@@ -22,6 +24,7 @@ SHORT = [
     "training.preview_every=0",
     "training.checkpoint_every=2",
     "renderer.samples=12",
+    "renderer.occupancy_resolution=8",
     "turntable.frames=2",
     "turntable.size=32",
     "mesh.resolution=16",
@@ -52,15 +55,7 @@ def run(tmp_path: Path, *words: str) -> str:
         (["guidance.objective=own_objective.Mixed", "guidance.objective.share=0.7"], ""),
         (["guidance.objective=own_stateful_objective.Normalised"], "residual_rms"),
         (["scene.type=own_scene.Balls", "scene.count=8"], ""),
-        (
-            [
-                "scene=own_image_scene.Card",
-                "mesh.formats=[]",
-                "cameras=own_cameras.Frontal",
-                "regularisers.total_variation=0",
-            ],
-            "",
-        ),
+        (["scene=own_image_scene.Card", "cameras=own_cameras.Frontal", *CARD], ""),
         (["teacher.type=own_teacher.Colour", "teacher.red=0.9", "guidance.objective=csd"], ""),
         (["guidance.noise=own_coupling.orthogonal", "guidance.proposal=own_coupling.flat_and_weighted"], ""),
     ],
@@ -74,7 +69,7 @@ def test_plug_ins_in_one_file(on_path: None, tmp_path: Path, words: list[str], l
     rows = read_metrics(tmp_path / "run" / "metrics.jsonl")
     assert [row["step"] for row in rows] == [1, 2, 3, 4, 5] and (not log or rows[-1][log] > 0)
     assert (tmp_path / "run" / "contact_sheet.png").exists()
-    assert any(word == "mesh.formats=[]" for word in words) or (tmp_path / "run" / "mesh" / "mesh.glb").exists()
+    assert "mesh.formats=[]" in words or (tmp_path / "run" / "mesh" / "mesh.glb").exists()
 
 
 def test_measure_takes_a_plug_in(on_path: None, tmp_path: Path) -> None:
@@ -103,7 +98,7 @@ def test_a_plug_in_that_cannot_make_a_mesh_says_so(
     [
         (["playground.py", "--seconds", "1"], r"SDS, K = 1: \d+ steps"),
         (["bare_pipeline.py", "--steps", "2"], r"step 0: loss [\d.e+]+, timesteps \[\d+"),
-        (["own_gradients.py", "--renders", "3"], r"K = [\d.]+ pays most"),
+        (["own_gradients.py", "--renders", "3"], r"K = (inf|[\d.]+) pays most"),
     ],
     ids=lambda v: v[0] if isinstance(v, list) else "",
 )

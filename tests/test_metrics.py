@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import logging
+import time
 from pathlib import Path
 
 import pytest
@@ -97,6 +98,7 @@ def test_tensorboard_has_the_same_numbers_once(config: Config) -> None:
     with Run.create(config, "shapes", "") as made:
         for step in (1, 2, 3):
             made.metrics().write(step, {"loss": float(step), "note": "text"})
+    time.sleep(1.1)  # TensorBoard reads its files in the order of their names, which hold whole seconds
     with Run.open(made.path, write=True) as again:
         again.metrics(resume_step=2).write(3, {"loss": 30.0})
     events = EventAccumulator(str(made.path / "tensorboard"))

@@ -4,17 +4,27 @@ from __future__ import annotations
 
 import logging
 import sys
+from importlib import import_module
+from pkgutil import iter_modules
 from typing import NoReturn
 
-# The order is that of `carv3d --help`.
-# ruff: noqa: I001
-from carv3d.cli import generate, results, measure, compare, attribute, distill, sample, about  # noqa: F401
 from carv3d.cli.app import Warnings, app, console
 from carv3d.errors import UserError
+
+# The order of `carv3d --help`; other files follow by name.
+_ORDER = ("generate", "results", "measure", "compare", "attribute", "distill", "sample", "about")
+
+
+def load_verbs() -> None:
+    """Import every file of this folder: each adds its verbs to the application."""
+    files = {module.name for module in iter_modules(__path__)} - {"app"}
+    for name in [*_ORDER, *sorted(files - set(_ORDER))]:
+        import_module(f"{__name__}.{name}")
 
 
 def main() -> None:
     """Run the command line; what the user can mend is one line and exit code 2."""
+    load_verbs()
     warnings, logger = Warnings(), logging.getLogger("carv3d")
     logger.addHandler(warnings)
     try:

@@ -14,6 +14,10 @@ from carv3d.renderers.rays import Rays
 from carv3d.scenes import RadianceField
 
 
+_FAINT = 1e-3
+"""Samples that add no more than this to their pixel have no normal in pictures that are looked at."""
+
+
 class VolumeRenderer(Renderer[RadianceField]):
     """Renders a `RadianceField` by quadrature along the rays through the pixels' centres.
 
@@ -89,7 +93,13 @@ class VolumeRenderer(Renderer[RadianceField]):
             index = index.new_zeros(1)
         ray, t, points = rays.at(index)
         density, found_rgb = scene.query(points)
-        found_normal = scene.normal(points) if normals else None
+        found_normal = None
+        if normals and training:
+            found_normal = scene.normal(points)
+        elif normals:  # for looking at: six density queries each are not spent on samples that nobody sees
+            seen = backend.composite(rays, index, density, [])[0] > _FAINT
+            found_normal = torch.zeros_like(points)
+            found_normal[seen] = scene.normal(points[seen])
         values = [found_rgb, t[:, None], *([] if found_normal is None else [found_normal])]
         weights, opacity, (rgb, distance, *normal) = backend.composite(rays, index, density, values)
         pixels = len(cameras), cameras.height, cameras.width
