@@ -281,3 +281,20 @@ def test_doctor_finds_what_is_needed(capsys: pytest.CaptureFixture[str]) -> None
         "video encoder",
         "disk",
     }
+
+
+def test_a_verb_is_one_file(
+    tmp_path: Path, monkeypatch: pytest.MonkeyPatch, capsys: pytest.CaptureFixture[str]
+) -> None:
+    """A file in the folder of verbs is found without a line elsewhere."""
+    (tmp_path / "hello.py").write_text(
+        "from carv3d.cli.app import app\n\n@app.command()\ndef hello() -> None:\n    print('hello')\n"
+    )
+    monkeypatch.setattr(cli, "__path__", [*cli.__path__, str(tmp_path)])
+    before = list(cli.app.registered_commands)
+    try:
+        code, out, _ = carv3d("hello", capsys=capsys)
+        assert code == 0 and out == "hello\n"
+    finally:
+        cli.app.registered_commands[:] = before
+        sys.modules.pop("carv3d.cli.hello", None)

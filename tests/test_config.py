@@ -199,7 +199,7 @@ def sections(of: Any) -> st.SearchStrategy[Any]:
     return st.builds(of, **({k: values(h) for k, h in hints.items() if k not in special} | special))
 
 
-@settings(max_examples=60, phases=[Phase.explicit, Phase.generate])  # shrinking takes long
+@settings(max_examples=30, phases=[Phase.explicit, Phase.generate])  # shrinking takes long
 @given(sections(schema.Config))
 def test_config_survives_writing_and_reading(config: schema.Config) -> None:
     """A run is repeated from its config.yaml: not a bit of any value may change on the way."""

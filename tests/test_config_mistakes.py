@@ -48,7 +48,7 @@ def test_mistyped_key_is_refused_with_the_right_one(kinds: dict[str, str], key: 
             assert f"did you mean {key!r}" in message
 
 
-@settings(max_examples=150)
+@settings(max_examples=80)
 @given(st.data())
 def test_any_unknown_key_is_refused(data: st.DataObject) -> None:
     """Whatever is typed, a key that is not in the schema never goes unnoticed."""
