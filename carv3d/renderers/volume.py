@@ -13,7 +13,6 @@ from carv3d.renderers.occupancy import Occupancy
 from carv3d.renderers.rays import Rays
 from carv3d.scenes import RadianceField
 
-
 _FAINT = 1e-3
 """Samples that add no more than this to their pixel have no normal in pictures that are looked at."""
 
