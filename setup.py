@@ -29,6 +29,7 @@ setup(
     package_data={
         "carv3d": ["py.typed"],
         "carv3d.configs": ["*.yaml", "*/*.yaml", "*/*.txt"],
+        "carv3d.integrations.threestudio": ["extension/**"],
         "carv3d.reports": ["*.j2"],
         "carv3d.teachers": ["builtin/**"],
     },

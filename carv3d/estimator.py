@@ -52,6 +52,17 @@ class Estimate:
         """Kish's `(sum |f|)^2 / sum |f|^2` over the R K weighted residuals f: between 1 and R K."""
         return self.norm.sum() ** 2 / self.norm.square().sum()
 
+    def noise_share(self) -> Tensor:
+        """How much of |fbar|^2 is noise of the draws, 0 to 1, judged as if the K draws of a render were independent.
+
+        Then `E |fbar|^2 = |E fbar|^2 + V / K` and `mean_k E |f_k|^2 = |E fbar|^2 + V`, which gives V. Coupled and
+        stratified draws have less noise than this says. nan for K = 1.
+        """
+        K = self.norm.shape[1]
+        single = self.norm.double().square().mean()
+        averaged = self.fbar.flatten(1).double().square().sum(1).mean()
+        return ((single / averaged - 1) / (K - 1)).clamp(0, 1) if K > 1 else torch.full_like(single, torch.nan)
+
 
 @torch.no_grad()
 def estimate(z: Tensor, residual: Residual, q: Proposal, w: Tensor, draws: Draws, *, chunk: int = 0) -> Estimate:

@@ -204,7 +204,7 @@ def _make_results(run: Run, trainer: Trainer, progress: Progress) -> None:
     config, scene, renderer = run.config, trainer.scene, trainer.renderer
     sampler = trainer.sampler
     task = progress.add_task("turntable", total=config.turntable.frames, figures="")
-    results.write_contact_sheet(scene, renderer, sampler, run.path / "contact_sheet.png")
+    results.write_contact_sheet(scene, renderer, sampler, config.turntable.sheet, run.path / "contact_sheet.png")
     results.write_turntable(
         scene,
         renderer,

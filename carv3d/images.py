@@ -49,6 +49,22 @@ def write_png(image: Tensor, path: Path) -> None:
     replace_file(path, encode_png(image))
 
 
+def read_png(path: Path) -> Tensor:
+    """(3, H, W) in [0, 1] of a file of 8 bits a colour; what is transparent is on white.
+
+    Raises:
+        UserError: no such picture, or one of another kind.
+    """
+    try:
+        pixels = iio.imread(path, extension=".png")
+    except (OSError, SyntaxError, ValueError) as error:
+        raise UserError(f"{path} cannot be read as a picture ({' '.join(str(error).split())[:100]})") from None
+    if pixels.dtype != np.uint8 or pixels.ndim != 3 or pixels.shape[2] not in (3, 4):
+        raise UserError(f"{path} is no colour picture of 8 bits: {pixels.dtype} of shape {pixels.shape}")
+    image = torch.from_numpy(pixels).float().div(255).permute(2, 0, 1)
+    return image if len(image) == 3 else image[:3] * image[3:] + 1 - image[3:]
+
+
 def write_video(frames: Tensor, path: Path, fps: int) -> None:
     """(N, 3, H, W) in [0, 1] as H.264 in an .mp4 that browsers play; the file is there whole or not at all.
 

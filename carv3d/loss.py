@@ -285,8 +285,9 @@ def surrogate(z: Tensor, fbar: Tensor, clip: float | None = None) -> Tensor:
         fbar: (R, ...), see `Estimate`.
         clip: limit of the absolute value of every number of fbar; the gradient is biased then.
     """
-    f = fbar.to(z.dtype) if clip is None else fbar.to(z.dtype).clamp(-clip, clip)
-    linear = (z * f).sum() / len(z)
+    dtype = torch.promote_types(z.dtype, torch.float32)  # sums leave the range of half precision
+    f = fbar.to(dtype) if clip is None else fbar.to(dtype).clamp(-clip, clip)
+    linear = (z.to(dtype) * f).sum() / len(z)
     return linear - linear.detach() + f.square().sum() / (2 * len(z))
 
 

@@ -66,8 +66,8 @@ def write_opinion(trainer: Trainer, path: Path) -> None:
     write_png(sheet(pictures, columns), path)
 
 
-def write_contact_sheet(scene: Scene, renderer: Renderer[Any], sampler: Sampler, path: Path, size: int = 160) -> None:
-    """Eight views around and above: colour in the first row, normals in the second."""
+def write_contact_sheet(scene: Scene, renderer: Renderer[Any], sampler: Sampler, size: int, path: Path) -> None:
+    """Eight views around and above, of `size` pixels a side: colour in the first row, normals in the second."""
     rgb, normals = [], []
     for cameras in (sampler.around(6, 15.0, size), sampler.around(2, 55.0, size)):
         colour, _, normal = render_views(scene, renderer, cameras, normals=True)

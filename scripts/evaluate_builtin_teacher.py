@@ -30,6 +30,7 @@ def main() -> None:
     parser.add_argument("teacher", nargs="?", default="builtin")
     parser.add_argument("--scale", type=float, default=3.0, help="classifier-free guidance")
     parser.add_argument("--steps", type=int, default=30, help="DDIM steps")
+    parser.add_argument("--every", type=int, default=1, help="sample every Nth object alone, for a try")
     parser.add_argument("--threads", type=int, default=1)
     parser.add_argument("--json", type=Path, help="write the figures here")
     parser.add_argument("--grid", type=Path, help="write a picture of all samples here")
@@ -37,7 +38,7 @@ def main() -> None:
     torch.set_num_threads(options.threads)
     teacher = DiffusersTeacher(options.teacher)
     cameras = Cameras.look_at_origin(torch.tensor(AZIMUTHS), torch.tensor(ELEVATIONS))
-    gallery, things = Gallery(cameras), assorted()
+    gallery, things = Gallery(cameras), assorted()[:: options.every]
     rng = torch.Generator().manual_seed(0)
     right, mse, rows, missed = 0, 0.0, [], []
     for thing in things:

@@ -326,13 +326,13 @@ def new_scheduler() -> DDIMScheduler:
 
 
 @torch.no_grad()
-def encode_everything(work: Path, vae: AutoencoderKL) -> Tensor:
-    """(views, colours, C, 16, 16) latents of every view in every colour; cached in the work folder."""
+def encode_everything(work: Path, vae: AutoencoderKL, colours: int) -> Tensor:
+    """(views, colours, C, 16, 16) latents of every view in the first colours; cached in the work folder."""
     path = work / "latents.safetensors"
     if not path.exists():
         maps = load_file(work / "data.safetensors")["maps"]
         latents = []
-        for colour in COLOURS:
+        for colour in list(COLOURS)[:colours]:
             paints = palette(colour)
             with autocast("auto", "cpu"):
                 parts = [vae.encode(colourise(m.float() / 255, paints) * 2 - 1) for m in maps.split(64)]
@@ -369,11 +369,11 @@ class Captions:
         return torch.where(bare[:, None], self.bare[shape, view], self.named[shape, colour, view])
 
 
-def train_unet(work: Path, steps: int, sample_steps: int) -> None:
+def train_unet(work: Path, steps: int, sample_steps: int, colours: int) -> None:
     """Velocity matching; text and camera are dropped at times, so that guidance can do without either."""
     data = load_file(work / "data.safetensors")
     vae = AutoencoderKL.from_pretrained(work / "vae").eval()
-    latents = encode_everything(work, vae)
+    latents = encode_everything(work, vae, colours)
     camera = camera_vector(data["azimuth"], data["elevation"])
     view = ViewPrompts().index(data["azimuth"], data["elevation"])
     if not (work / "tokenizer").exists():  # two makings of it may number their tokens differently
@@ -391,7 +391,7 @@ def train_unet(work: Path, steps: int, sample_steps: int) -> None:
     while trainer.step < steps:
         step = trainer.step
         index = torch.randint(len(latents), (batch,), generator=g)
-        colour = torch.randint(len(COLOURS), (batch,), generator=g)
+        colour = torch.randint(latents.shape[1], (batch,), generator=g)
         z, ids = latents[index, colour].float(), captions.draw(data["shape"][index], colour, view[index], g)
         drop, condition = torch.rand(batch, generator=g), camera[index].clone()
         ids[drop < 0.1] = captions.empty  # text alone: 4 %, both: 6 %
@@ -462,6 +462,7 @@ def main() -> None:
     parser = argparse.ArgumentParser(description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter)
     parser.add_argument("--work", type=Path, default=Path("outputs/builtin_teacher"), help="work folder")
     parser.add_argument("--views", type=int, default=400, help="pictures of each object, a multiple of 20")
+    parser.add_argument("--colours", type=int, default=len(COLOURS), help="train on the first N, for a try")
     parser.add_argument("--autoencoder-steps", type=int, default=7500)
     parser.add_argument("--unet-steps", type=int, default=14500)
     parser.add_argument("--sample-steps", type=int, default=15, help="DDIM steps of the pictures at the end")
@@ -478,7 +479,7 @@ def main() -> None:
     if last >= 1 and not (work / "vae").exists():
         train_autoencoder(work, options.autoencoder_steps)
     if last >= 2:
-        train_unet(work, options.unet_steps, options.sample_steps)
+        train_unet(work, options.unet_steps, options.sample_steps, options.colours)
     if options.install:
         for folder in (work / "pipeline").iterdir():
             if folder.is_dir():

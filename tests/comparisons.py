@@ -16,6 +16,14 @@ TINY = [
     *("teacher.type=exact", "teacher.views=20", "teacher.neighbours=4", "device=cpu", "threads=1"),
     *("scene.resolution=12", "cameras.height=16", "cameras.width=16", "renderer.samples=12"),
     *("training.steps=20", "guidance.resamples=4"),
+    *(
+        "turntable.frames=4",
+        "turntable.size=32",
+        "turntable.sheet=32",
+        "mesh.resolution=24",
+        "mesh.texture_size=64",
+        "mesh.faces=400",
+    ),
 ]
 QUIET = Console(quiet=True)
 

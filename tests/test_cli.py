@@ -31,6 +31,7 @@ QUICK = [
     "training.preview_every=30",
     "turntable.frames=4",
     "turntable.size=40",
+    "turntable.sheet=40",
     "mesh.resolution=48",
     "mesh.faces=1500",
     "mesh.texture_size=128",

@@ -27,6 +27,7 @@ SHORT = [
     "renderer.occupancy_resolution=8",
     "turntable.frames=2",
     "turntable.size=32",
+    "turntable.sheet=32",
     "mesh.resolution=16",
     "mesh.texture=vertex",
     "threads=1",

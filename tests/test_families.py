@@ -224,7 +224,7 @@ def test_what_is_cut_off_a_long_prompt_is_said(
     words = ["prompt=" + "a front view, " * 60 + "end", "threads=1", "device=cpu", f"teacher.path={folder}"]
     words += ["teacher.view_words=false", "teacher.cache_text=false", "training.steps=2", "mesh.formats=[]"]
     words += ["scene.type=voxel_grid", "scene.resolution=8", "cameras.height=8", "cameras.width=8"]
-    words += ["renderer.samples=8", "turntable.frames=2", "turntable.size=16"]
+    words += ["renderer.samples=8", "turntable.frames=2", "turntable.size=16", "turntable.sheet=16"]
     code, _, err = carv3d("generate", *words, "--output", str(tmp_path / "run"), capsys=capsys)
     assert code == 0, err
     text = " ".join(err.split())
@@ -272,7 +272,14 @@ SMALL = [
     ),
     *("cameras.height=16", "cameras.width=16", "renderer.samples=16", "guidance.resamples=2"),
     *("scene.type=voxel_grid", "scene.resolution=8"),
-    *("turntable.frames=2", "turntable.size=16", "mesh.resolution=16", "mesh.texture_size=32", "mesh.formats=[glb]"),
+    *(
+        "turntable.frames=2",
+        "turntable.size=16",
+        "turntable.sheet=16",
+        "mesh.resolution=16",
+        "mesh.texture_size=32",
+        "mesh.formats=[glb]",
+    ),
 ]
 
 

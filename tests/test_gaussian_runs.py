@@ -102,7 +102,14 @@ def test_the_command_line_takes_gaussians(tmp_path: Path, capsys: pytest.Capture
     """Generate from the shipped config, export the splats again, evaluate; a bad file leaves no folder."""
     out = str(tmp_path / "run")
     quick = ["teacher.type=exact", "teacher.views=20", "teacher.neighbours=4", "threads=1", "training.steps=4"]
-    quick += ["scene.count=100", "turntable.frames=2", "turntable.size=32", "mesh.formats=[ply]", "mesh.resolution=24"]
+    quick += [
+        "scene.count=100",
+        "turntable.frames=2",
+        "turntable.size=32",
+        "turntable.sheet=32",
+        "mesh.formats=[ply]",
+        "mesh.resolution=24",
+    ]
     quick += ["scene.opacity=0.6", "mesh.texture=vertex", "training.preview_every=0", "--output", out]
     bad = tmp_path / "bad.ply"
     bad.write_text(ply_text(f"element vertex 1\n{XYZ}", "0 nan 0\n"))

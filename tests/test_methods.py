@@ -56,7 +56,7 @@ def linear(found: list[Method], renders: int, seed: int) -> tuple[Measurement, C
 
 @pytest.fixture(scope="module")
 def measured() -> tuple[Measurement, Carv]:
-    return linear(methods([1, 2, 4]), 400, 0)
+    return linear(methods([1, 4]), 400, 0)
 
 
 class TestLinearGaussian:

@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import json
+from dataclasses import asdict
 from pathlib import Path
 from typing import Annotated, Any
 
@@ -39,7 +40,7 @@ def render(
         with disk_errors(path), console.status("rendering"):
             results.write_turntable(trained.scene, trained.renderer, sampler, section, path)
             sheet = path.with_name("contact_sheet.png" if output is None else f"{path.stem}_contact_sheet.png")
-            results.write_contact_sheet(trained.scene, trained.renderer, sampler, sheet)
+            results.write_contact_sheet(trained.scene, trained.renderer, sampler, section.sheet, sheet)
     console.print(f"{path}\n{sheet}")
 
 
@@ -103,28 +104,56 @@ def evaluate(
     prompts: Annotated[
         str | None, typer.Option(metavar="FILE", help="What CLIP tells the prompt from; default: carv3d's library.")
     ] = None,
+    prompt: Annotated[
+        str | None, typer.Option(help="Of a threestudio run; default: the one in its configs/parsed.yaml.")
+    ] = None,
     as_json: AsJson = False,
 ) -> None:
     """Measure a run's object: against the true one (prompts of the built-in world), and by CLIP (any prompt).
+
+    RUN may also be a threestudio run, or its `save` folder: its test pictures are judged by CLIP.
 
     Example: `carv3d evaluate outputs/shapes/a-red-mushroom-1 --json`,
     `carv3d evaluate RUN --clip openai/clip-vit-base-patch32`
     """
     if prompts and not clip:
         raise UserError("--prompts are what CLIP tells the prompt from: give --clip too")
-    from carv3d.alignment import Clip
-    from carv3d.evaluation import evaluate_run
-    from carv3d.generation import set_threads
+    from carv3d.integrations.threestudio import pictures
     from carv3d.prompt_files import LIBRARY, find_prompts, read_prompts
-    from carv3d.runs import Run
 
-    with Run.open(run_path) as run:
-        set_threads(run.config)
-        others = read_prompts(find_prompts(prompts or LIBRARY)) if clip else []
-        with console.status("rendering"):
-            figures = evaluate_run(run, Clip(clip) if clip else None, others)
+    others = read_prompts(find_prompts(prompts or LIBRARY)) if clip else []
+    if pictures.is_threestudio_run(run_path):
+        figures = _evaluate_pictures(run_path, clip, prompt, others)
+    else:
+        if prompt is not None:
+            raise UserError("a run of carv3d has its own prompt: leave --prompt out")
+        from carv3d.alignment import Clip
+        from carv3d.evaluation import evaluate_run
+        from carv3d.generation import set_threads
+        from carv3d.runs import Run
+
+        with Run.open(run_path) as run:
+            set_threads(run.config)
+            with console.status("rendering"):
+                figures = evaluate_run(run, Clip(clip) if clip else None, others)
     if as_json:
         print(json.dumps(figures))
     else:
         for key, value in figures.items():
             console.print(f"{key:>16}  {round(value, 3) if isinstance(value, float) else value}")
+
+
+def _evaluate_pictures(path: Path, clip: str | None, prompt: str | None, others: list[str]) -> dict[str, Any]:
+    from carv3d.alignment import DEFAULT_CLIP, Clip
+    from carv3d.integrations.threestudio import pictures
+
+    if clip is None:
+        raise UserError(
+            f"a threestudio run is judged by CLIP: give --clip {DEFAULT_CLIP}, or a folder with such a model"
+        )
+    found = pictures.read(path)
+    prompt = prompt or found.prompt
+    if not prompt:
+        raise UserError(f"{found.folder} has no configs/parsed.yaml above it that tells the prompt: give --prompt")
+    alignment = Clip(clip).alignment(found.rgb, prompt, others)
+    return {"prompt": prompt, "pictures": str(found.folder), "views": len(found.rgb), "clip": clip, **asdict(alignment)}

@@ -84,7 +84,8 @@ def load(
     A `Ramp` may be written as one number, which then holds for the whole run; written as a mapping, what it
     leaves out stays as it was, as in any other section. When a later layer changes the `type` of a section,
     what earlier ones changed in it is kept where the new kind has that key too. Interpolations are resolved at the
-    end, so that they see the values of all layers; `\${` in a value is a plain `${`.
+    end, so that they see the values of all layers; `\${` in a value is a plain `${`. `base: OTHER` at the top of a file
+    names a config whose values come before the file's own: a path beside the file, or what `find_config` finds.
 
     Args:
         source: a YAML file, or None.
@@ -100,7 +101,7 @@ def load(
     config = of()  # of the kinds in use; its values stay the defaults
     merged = OmegaConf.structured(config)
     layers = [] if base is None else [_Layer(base, "base config")]
-    layers += [] if source is None else [_read(Path(source))]
+    layers += [] if source is None else _with_bases(Path(source))
     layers = [_in_full(layer, config) for layer in layers]
     for layer in layers:
         _choose_kinds(config, merged, layer)
@@ -172,6 +173,30 @@ def _read(path: Path) -> _Layer:
     if not isinstance(values, dict | None):
         raise UserError(f"{name}: a config is a mapping of keys to values, such as 'seed: 1'")
     return _Layer(values or {}, name, text)
+
+
+def _with_bases(path: Path) -> list[_Layer]:
+    """The layers of a file: those of its `base`, then its own."""
+    layers: list[_Layer] = []
+    seen: list[Path] = []
+    while True:
+        layer = _read(path)
+        values = dict(layer.values)
+        named = values.pop("base", None)
+        layers.insert(0, replace(layer, values=values))
+        if named is None:
+            return layers
+        place = layer.where("base")
+        if not isinstance(named, str):
+            raise UserError(f"{place}: base must be the name of a config, not {named!r}")
+        seen.append(path.resolve())
+        beside = path.parent / named
+        try:
+            path = beside if beside.is_file() else find_config(named)
+        except UserError as error:
+            raise UserError(f"{place}: {error}") from None
+        if path.resolve() in seen:
+            raise UserError(f"{place}: base {named!r} leads back to {path.name} itself")
 
 
 def _split(override: str) -> tuple[list[str], str]:

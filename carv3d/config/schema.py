@@ -107,6 +107,7 @@ class Turntable:
     fps: int = 20
     size: int = 256  # pixels
     elevation: float = 15.0  # degrees
+    sheet: int = 160  # pixels along a side of each picture on the contact sheet
 
 
 @dataclass

@@ -124,6 +124,6 @@ def _outputs(config: schema.Config) -> Iterator[Rule]:
     yield from at_least(config.mesh, "mesh", resolution=2, faces=0, texture_size=1)
     threshold = config.mesh.threshold
     yield "mesh.threshold", threshold, 0 < threshold < 1, "a share of the light, above 0 and below 1"
-    yield from at_least(config.turntable, "turntable", frames=1, fps=1, size=16)
+    yield from at_least(config.turntable, "turntable", frames=1, fps=1, size=16, sheet=16)
     elevation = config.turntable.elevation
     yield "turntable.elevation", elevation, -90 < elevation < 90, "degrees between -90 and 90"

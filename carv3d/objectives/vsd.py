@@ -45,13 +45,22 @@ class Vsd(Objective):
             raise UserError("objective vsd trains a network that starts as the teacher's, and this teacher has none")
         self._fake: FakeScore = FakeScore(trainable(rank=self.rank, seed=seed), self.lr, self.betas)
 
-    def update(self, z: Tensor, condition: Any, rng: torch.Generator) -> dict[str, Tensor]:
-        """See `Objective`: the fake score learns from the step's renders."""
+    @property
+    def network(self) -> torch.nn.Module:
+        """What is trained, for a framework whose own optimiser does it: then `update` is not called, but `loss`."""
+        return self._fake.denoiser.network
+
+    def loss(self, z: Tensor, condition: Any, rng: torch.Generator) -> Tensor:
+        """The fake score's loss on `draws` noised copies of each render, with a graph to `network`; see `FakeScore`."""
         import torch
 
         rows = torch.arange(len(z), device=z.device).repeat_interleave(self.draws)
+        return self._fake.loss(z[rows], condition[rows], rng)
+
+    def update(self, z: Tensor, condition: Any, rng: torch.Generator) -> dict[str, Tensor]:
+        """See `Objective`: the fake score learns from the step's renders."""
         for _ in range(self.updates):
-            loss = self._fake.loss(z[rows], condition[rows], rng)
+            loss = self.loss(z, condition, rng)
             self._fake.step(loss)
         return {"fake_loss": loss.detach()}
 

@@ -58,6 +58,10 @@ class LowRank(nn.Module):
         """The network's own."""
         return self._network[0].config
 
+    def is_untrained(self) -> bool:
+        """Whether the additions are zero still. Waits for the device."""
+        return not any(bool(factor.any()) for factor in self.second)
+
     def forward(self, *args: Any, **options: Any) -> Any:
         """The network's output with its weights added to."""
         network = self._network[0]

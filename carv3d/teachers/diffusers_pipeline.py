@@ -283,6 +283,49 @@ class DiffusersTeacher:
         told = camera.to(self.device) if camera is not None and self.takes_camera else None
         return TextCondition(self._words(texts), uncond, cond, negatives, negatives[..., 0], told)
 
+    def words_condition(
+        self,
+        cond: Words,
+        uncond: Words,
+        negatives: Words | None = None,
+        weights: Tensor | None = None,
+        *,
+        camera: Tensor | None = None,
+    ) -> TextCondition:
+        """A condition of texts that were encoded elsewhere.
+
+        Args:
+            cond, uncond: (R, ...) of each render, by the names in `family.word_shapes()`; "text" of Stable Diffusion.
+            negatives: (R, B, ...) of Perp-Neg's negatives.
+            weights: (R, B) of the negatives, at most 0.
+            camera: see `caption_condition`.
+
+        Raises:
+            ValueError: other names, or shapes that do not fit.
+        """
+        names, rows = self.family.word_shapes(), len(next(iter(cond.values())))
+        given = [cond, uncond, *([negatives] if negatives is not None else [])]
+        if any(set(words) != set(names) for words in given):
+            raise ValueError(f"the words of a {type(self.family).__name__} are {', '.join(names)}")
+        count = 0 if negatives is None else next(iter(negatives.values())).shape[1]
+        if weights is None:
+            weights = torch.zeros(rows, count)
+        if weights.shape != (rows, count) or any(len(states) != rows for words in given for states in words.values()):
+            raise ValueError(f"the words and weights of {rows} renders and {count} negatives do not fit each other")
+        words = {name: torch.cat([cond[name], uncond[name]]) for name in names}
+        if negatives is not None:
+            words = {name: torch.cat([states, negatives[name].flatten(0, 1)]) for name, states in words.items()}
+        one = torch.eye(rows * (2 + count), device=self.device)
+        told = camera.to(self.device) if camera is not None and self.takes_camera else None
+        return TextCondition(
+            {name: states.to(self.device) for name, states in words.items()},
+            uncond=one[rows : 2 * rows],
+            cond=one[:rows],
+            negatives=one[2 * rows :].view(rows, count, len(one)),
+            weights=weights.to(self.device, torch.float32),
+            camera=told,
+        )
+
     def prepare(self, prompts: Sequence[str], negative: str = "") -> None:
         """Encode the texts of many prompts, which `condition` then only looks up, many at a time."""
         texts = [*dict.fromkeys(text for prompt in prompts for text in self._texts(prompt)), negative]

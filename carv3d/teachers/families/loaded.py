@@ -12,6 +12,8 @@ import torch
 from carv3d.errors import UserError
 from carv3d.teachers.families.base import Loader
 
+_OF_TEXTS = ("text_encoder", "tokenizer")
+
 
 @dataclass(frozen=True)
 class LoadedParts(Loader):
@@ -27,12 +29,16 @@ class LoadedParts(Loader):
     def of(cls, pipe: Any, parts: Sequence[str]) -> LoadedParts:
         """The parts of a pipeline; device and number format are those of its denoiser.
 
+        Text encoders and tokenizers may be missing: then no text can be encoded, see `words_condition`.
+
         Raises:
-            UserError: a part is missing, or the networks are on different devices.
+            UserError: another part is missing, or the networks are on different devices.
         """
         name = type(pipe).__name__
-        if missing := [part for part in parts if getattr(pipe, part, None) is None]:
+        needed = [part for part in parts if not part.startswith(_OF_TEXTS)]
+        if missing := [part for part in needed if getattr(pipe, part, None) is None]:
             raise UserError(f"the {name} has no {missing[0]}: load it whole")
+        parts = [part for part in parts if getattr(pipe, part, None) is not None]
         modules = {part: found for part in parts if isinstance(found := getattr(pipe, part), torch.nn.Module)}
         places = {part: parameter.device for part, module in modules.items() for parameter in module.parameters()}
         if len(set(places.values())) > 1:
@@ -43,10 +49,14 @@ class LoadedParts(Loader):
         denoiser = modules["transformer" if "transformer" in modules else "unet"]
         # A quantised network's weights are bytes; it computes in the format of the others.
         dtype = next((p.dtype for p in denoiser.parameters() if p.dtype.is_floating_point), torch.float32)
-        return cls(Path(name), dtype, places[next(iter(places))], pipe=pipe)
+        device = places[next(iter(places))]
+        if device.type == "meta":  # the weights are moved to the device for each call (sequential CPU offload)
+            device = torch.device(pipe._execution_device)
+        return cls(Path(name), dtype, device, pipe=pipe)
 
     def text_encoder(self, kind: Any, part: str) -> Any:
         """See `Loader`."""
+        self._check_text(part)
         return self.network(kind, part)
 
     def has(self, part: str) -> bool:
@@ -59,7 +69,15 @@ class LoadedParts(Loader):
 
     def tokenizer(self, kind: Any, part: str) -> Any:
         """See `Loader`."""
+        self._check_text(part)
         return getattr(self.pipe, part)
+
+    def _check_text(self, part: str) -> None:
+        if not self.has(part):
+            raise UserError(
+                f"the {self.folder} has no {part}: load it whole, or make conditions of your own embeddings with "
+                "DiffusersTeacher.words_condition"
+            )
 
     def config(self, part: str) -> dict[str, Any]:
         """See `Loader`."""

@@ -1,0 +1,1 @@
+"""carv3d inside other frameworks. Nothing of carv3d imports what is here."""
