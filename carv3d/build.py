@@ -41,6 +41,9 @@ def device(config: schema.Config) -> torch.device:
 def teacher(config: schema.Config, device: torch.device) -> Teacher:
     """The frozen model that the run learns from."""
     found: Teacher = config.teacher.build(_context(config, device))
+    wanted = ("schedule", "branches", "predict", "encode", "decode", "condition", "image_size")
+    if missing := [name for name in wanted if not hasattr(found, name)]:
+        raise UserError(f"teacher.type={config.teacher.type} makes no teacher: it has no {', '.join(missing)}")
     return found
 
 
@@ -55,7 +58,7 @@ def scene(config: schema.Config, rng: torch.Generator, *, fresh: bool = True) ->
     Raises:
         UserError: the point cloud to start from will not do.
     """
-    found: Scene = config.scene.build(Context(config, rng.device, rng, fresh))
+    found: Scene = _of_kind("scene", config.scene, Scene, Context(config, rng.device, rng, fresh))
     return found
 
 
@@ -65,13 +68,13 @@ def renderer(config: schema.Config, device: torch.device) -> Renderer[Any]:
     Raises:
         UserError: the config asks for a backend that does not work here.
     """
-    found: Renderer[Any] = config.renderer.build(_context(config, device))
+    found: Renderer[Any] = _of_kind("renderer", config.renderer, Renderer, _context(config, device))
     return found
 
 
 def camera_sampler(config: schema.Config) -> Sampler:
     """Where training renders are taken from."""
-    found: Sampler = config.cameras.build(_context(config, torch.device("cpu")))
+    found: Sampler = _of_kind("cameras", config.cameras, Sampler, _context(config, torch.device("cpu")))
     return found
 
 
@@ -97,6 +100,38 @@ def carv(config: schema.Config, teacher: Teacher) -> Carv:
         chunk=section.chunk,
         seed=config.seed,
     )
+
+
+def check(config: schema.Config, teacher: Teacher, rng: torch.Generator) -> None:
+    """Build everything that the teacher apart a run needs; plug-ins are tried on one small picture.
+
+    Raises:
+        UserError: something that cannot be built, or parts that do not fit each other.
+    """
+    carv(config, teacher)
+    made, drawn, sampler = scene(config, rng), renderer(config, rng.device), camera_sampler(config)
+    if all("." not in section.type for section in (config.scene, config.renderer, config.cameras)):
+        return
+    try:
+        cameras = sampler.around(1, 15.0, 8).to(rng.device)
+        with torch.no_grad():
+            drawn(made, cameras, training=False)
+    except UserError:
+        raise
+    except Exception as error:  # of a plug-in, which can raise anything
+        said = " ".join(str(error).split())[:160]
+        raise UserError(
+            f"renderer.type={config.renderer.type} cannot draw scene.type={config.scene.type} from the cameras of "
+            f"cameras.type={config.cameras.type} ({type(error).__name__}: {said})"
+        ) from error
+
+
+def _of_kind(kind: str, section: Any, wanted: Any, context: Context) -> Any:
+    found = section.build(context)
+    if not isinstance(found, wanted):
+        name = f"{wanted.__module__}.{wanted.__name__}"
+        raise UserError(f"{kind}.type={section.type} makes a {type(found).__name__}, and not a {name}")
+    return found
 
 
 def _context(config: schema.Config, device: torch.device) -> Context:

@@ -65,7 +65,7 @@ def _needs(config: Config) -> list[Finding]:
     except UserError as error:
         device, found = torch.device("cpu"), [Finding("device", False, str(error))]
     section = config.teacher
-    if not hasattr(section, "path"):  # it loads no pipeline
+    if not getattr(section, "loads_pipeline", False):
         return found
     try:
         half = section.dtype != "float32"

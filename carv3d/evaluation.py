@@ -88,16 +88,17 @@ def evaluate_run(run: Run, clip: Clip | None = None, others: Sequence[str] = ())
     Raises:
         UserError: there is no checkpoint; or neither a true object nor a CLIP model.
     """
-    prompt = run.config.prompt
-    try:
-        thing = parse(prompt)
-    except UserError as error:
-        if clip is None:
-            raise UserError(
-                f"there is nothing to judge {prompt!r} by: no true object ({str(error).rstrip('.')}); give --clip "
-                f"{DEFAULT_CLIP}, or a folder with such a model"
-            ) from None
-        thing = None
+    prompt, thing, why = run.config.prompt, None, "the teacher is not of the built-in world"
+    if getattr(run.config.teacher, "builtin_world", False):
+        try:
+            thing = parse(prompt)
+        except UserError as error:
+            why = str(error).rstrip(".")
+    if thing is None and clip is None:
+        raise UserError(
+            f"there is nothing to judge {prompt!r} by: no true object ({why}); give --clip {DEFAULT_CLIP}, or a folder "
+            "with such a model"
+        )
     trained = load_trained(run)
     path = next((path for path in sorted(run.mesh.glob("mesh.*")) if path.suffix in (".glb", ".obj", ".ply")), None)
     mesh = load(path) if path else None

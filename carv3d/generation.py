@@ -91,10 +91,15 @@ def load_trainer(run: Run, step: int | None = None) -> Trainer:
     return trainer
 
 
-def _restore(run: Run, trainer: Trainer, checkpoint: Checkpoint) -> None:
+def _restore(run: Run, trainer: Trainer, checkpoint: Checkpoint, *, changed: bool = False) -> None:
     try:
         trainer.load_state(checkpoint.step, checkpoint.scene, checkpoint.state)
     except (RuntimeError, KeyError, ValueError) as error:
+        if changed:
+            raise UserError(
+                f"what was changed does not fit the checkpoint in {run.path}, which is of another scene, renderer or "
+                "objective: leave it out, or start a new run"
+            ) from error
         raise _foreign(run, error) from error
 
 
@@ -103,7 +108,9 @@ def _foreign(run: Run, error: Exception) -> UserError:
     return UserError(f"the checkpoint in {run.path} is not of this run's config; start the run anew ({first})")
 
 
-def generate(run: Run, *, resume: bool, console: Console, teacher: Teacher | None = None) -> None:
+def generate(
+    run: Run, *, resume: bool, console: Console, teacher: Teacher | None = None, changed: Config | None = None
+) -> None:
     """Train to the end of the config's steps, then make the turntable, the contact sheet and the mesh.
 
     Args:
@@ -111,22 +118,28 @@ def generate(run: Run, *, resume: bool, console: Console, teacher: Teacher | Non
         resume: go on from the newest checkpoint, if there is one.
         console: where the progress bar goes.
         teacher: loaded already; None to load the config's.
+        changed: the run's config from now on; it is written once the run has been loaded with it.
 
     Raises:
         UserError: what the user can mend; a residual or gradient that is not finite among it, of which no
             checkpoint is made.
         KeyboardInterrupt: after a checkpoint has been saved.
     """
-    config = run.config
+    config = changed or run.config
     set_threads(config)
     resume = resume and bool(run.checkpoints.paths())
     trainer = Trainer(config, teacher, fresh=not resume)
     seconds = 0.0
     if resume:
         checkpoint = run.load_checkpoint()
-        _restore(run, trainer, checkpoint)
+        if checkpoint.step > config.training.steps:
+            asked = config.training.steps
+            raise UserError(f"training.steps={asked}, but {run.path} has done {checkpoint.step}: give more")
+        _restore(run, trainer, checkpoint, changed=changed is not None)
         seconds = float(checkpoint.info["seconds"])
         log.info("resumed after step %d", checkpoint.step)
+    if changed is not None:
+        run.save_config(changed)
     with progress(console, TextColumn("{task.fields[figures]}")) as bars:
         _Loop(run, trainer, seconds, bars).train()
         _make_results(run, trainer, bars)

@@ -8,7 +8,10 @@ loss.backward()
 from __future__ import annotations
 
 import copy
-from typing import Any, get_args
+from collections.abc import Iterator
+from contextlib import contextmanager
+from numbers import Integral, Real
+from typing import Any, cast, get_args
 
 import torch
 from torch import Tensor
@@ -28,6 +31,7 @@ from carv3d.sampling import (
     proposal,
     uniform_pmf,
 )
+from carv3d.sampling import noise as coupled
 from carv3d.teachers.base import ScoreModel
 
 TimestepRange = tuple[float, float] | tuple[int, int]
@@ -91,14 +95,15 @@ class Carv:
         _check_whole("chunk", chunk, 0)
         _check_whole("seed", seed, 0)
         check_choice("strata", strata, get_args(StrataKind))
-        registry.find("coupling", noise)
-        if clip is not None and not 0 < clip < float("inf"):
+        # One try: a coupling of a plug-in that will not do is found before the first step.
+        coupled(1, int(resamples), (max(64, int(resamples)),), torch.Generator().manual_seed(0), torch.float32, noise)
+        if clip is not None and (isinstance(clip, bool) or not 0 < clip < float("inf")):
             raise ValueError(f"clip must be a positive number or None, not {clip!r}")
         self.model, self.chunk, self.clip = model, chunk, clip
-        self.seed, self.step = seed, 0
+        self.seed, self.step = int(seed), 0
         self.guidance = _guidance(guidance, model)
-        self.objective: Objective = registry.find("objective", objective)() if isinstance(objective, str) else objective
-        self.resamples, self.strata, self.noise, self._kind = resamples, strata, noise, proposal
+        self.objective = _objective(objective)
+        self.resamples, self.strata, self.noise, self._kind = int(resamples), strata, noise, proposal
         self.w = self.objective.weight(model.schedule, weighting)
         self._w_device = self.w.to(self.device)
         self.t_range = t_range
@@ -244,6 +249,15 @@ class Carv:
             rng = torch.Generator(self.device).manual_seed(key(self.seed, step, -2, _rank()[0]))
         return self.objective.update(latents.detach(), condition, rng)
 
+    @contextmanager
+    def kept(self) -> Iterator[None]:
+        """What the objective trains is put back at the end: for steps that are only timed."""
+        state = {name: tensor.clone() for name, tensor in self.objective.state_dict().items()}
+        try:
+            yield
+        finally:
+            self.objective.load_state_dict(state)
+
     def state_dict(self) -> dict[str, Tensor]:
         """All that the next call depends on, as tensors by name."""
         numbers = torch.tensor([self.seed, self.step, self.chunk])
@@ -316,28 +330,40 @@ def timestep_range(ends: TimestepRange, timesteps: int) -> tuple[int, int]:
         ValueError: not two numbers of one kind, out of order, or outside the schedule.
     """
     wanted = f"two fractions from 0.0 to 1.0, or two timesteps from 0 to {timesteps - 1}, in order, not {ends!r}"
-    if len(ends) != 2 or any(isinstance(end, bool) for end in ends):
+    numbers: list[Any] = list(ends)
+    if len(numbers) != 2 or not all(isinstance(end, Real) and not isinstance(end, bool) for end in numbers):
         raise ValueError(f"t_range must be {wanted}")
-    if all(isinstance(end, int) for end in ends):
-        low, high = int(ends[0]), int(ends[1])
+    whole = [isinstance(end, Integral) for end in numbers]
+    allowed, low, high = False, 0, 0
+    if all(whole):
+        low, high = int(numbers[0]), int(numbers[1])
         allowed = 0 <= low <= high < timesteps
-    elif all(isinstance(end, float) for end in ends):
-        allowed = 0 <= ends[0] <= ends[1] <= 1
-        low, high = (min(round(end * timesteps), timesteps - 1) for end in ends) if allowed else (0, 0)
-    else:
-        allowed = False
+    elif not any(whole):
+        allowed = 0 <= numbers[0] <= numbers[1] <= 1
+        low, high = (min(round(float(end) * timesteps), timesteps - 1) for end in numbers) if allowed else (0, 0)
     if not allowed:
         raise ValueError(f"t_range must be {wanted}")
     return low, high
 
 
-def _guidance(given: Guidance | float, model: ScoreModel) -> Guidance:
-    if isinstance(given, (int, float)):
-        guidance = guidance_of(float(given))
-        return guidance if "uncond" in model.branches else Unguided()
-    if missing := [branch for branch in given.branches if branch not in model.branches]:
-        raise ValueError(f"{type(given).__name__} needs the branch {missing[0]!r}, which the model cannot predict")
-    return given
+def _guidance(given: Any, model: ScoreModel) -> Guidance:
+    if hasattr(given, "branches"):
+        if missing := [branch for branch in given.branches if branch not in model.branches]:
+            raise ValueError(f"{type(given).__name__} needs the branch {missing[0]!r}, which the model cannot predict")
+        return cast(Guidance, given)
+    if isinstance(given, bool) or not isinstance(given, Real):
+        raise TypeError(f"guidance must be a number, or an object as in carv3d.guidance, not {given!r}")
+    guidance = guidance_of(float(given))
+    return guidance if "uncond" in model.branches else Unguided()
+
+
+def _objective(given: Objective | str) -> Objective:
+    made = registry.find("objective", given)() if isinstance(given, str) else given
+    if not isinstance(made, Objective):
+        raise TypeError(
+            f"objective must be a name, or an object of a subclass of carv3d.objectives.Objective: {given!r}"
+        )
+    return made
 
 
 def _check_model(model: Any) -> None:
@@ -349,7 +375,7 @@ def _check_model(model: Any) -> None:
 
 
 def _check_whole(name: str, value: Any, low: int) -> None:
-    if isinstance(value, bool) or not isinstance(value, int) or value < low:
+    if isinstance(value, bool) or not isinstance(value, Integral) or value < low:
         raise ValueError(f"{name} must be a whole number of at least {low}, not {value!r}")
 
 

@@ -17,6 +17,7 @@ import torch
 from torch import Tensor
 
 from carv3d import registry
+from carv3d.errors import UserError
 
 StrataKind = Literal["none", "render", "global"]
 WeightingKind = Literal["sds", "uniform", "fantasia3d", "velocity"]
@@ -120,10 +121,19 @@ def proposal(p: Tensor, w: Tensor, kind: str) -> Proposal:
     """The proposal of a name, for a target pmf p and weights w, both (T,).
 
     Raises:
-        UserError: an unknown name.
-        ValueError: see `Proposal.of`.
+        UserError: an unknown name; or a pmf that is none, or that leaves out timesteps that count.
     """
-    return Proposal.of(p, registry.find("proposal", kind)(p.double(), w.double()))
+    p, w = p.double(), w.double()
+    q = registry.find("proposal", kind)(p, w)
+    if not isinstance(q, Tensor) or q.shape != p.shape:
+        raise UserError(f"the proposal {kind!r} must give a tensor of {len(p)} numbers, one a timestep")
+    try:
+        found = Proposal.of(p, q)
+    except ValueError as error:
+        raise UserError(f"the proposal {kind!r} will not do: {error}") from None
+    if bool(((p * w > 0) & (found.q == 0)).any()):
+        raise UserError(f"the proposal {kind!r} never draws some timesteps that count: the gradient would be biased")
+    return found
 
 
 def uniform(p: Tensor, w: Tensor) -> Tensor:
@@ -179,13 +189,15 @@ def noise(
         coupling: how the K noises of a render depend on each other, by name.
 
     Raises:
-        UserError: an unknown coupling.
+        UserError: an unknown coupling, or one that gives no noises of this shape.
     """
 
     def normals(count: int) -> Tensor:
         return torch.randn((renders, count, *shape), generator=rng, device=rng.device, dtype=dtype)
 
     coupled: Tensor = registry.find("coupling", coupling)(normals, resamples)
+    if not isinstance(coupled, Tensor) or coupled.shape != (renders, resamples, *shape):
+        raise UserError(f"the noise {coupling!r} must give a tensor (R, K, *latent shape), see docs/plugins.md")
     return coupled
 
 

@@ -133,10 +133,11 @@ class Trainer:
             for K in (1, 8)
         }
         meter = CostMeter(self.clock)
-        for step in steps.values():  # the first passes are slower than all others
-            step()
-        for _ in range(_COST_ROUNDS):
-            meter.round(steps)
+        with self.carv.kept():
+            for step in steps.values():  # the first passes are slower than all others
+                step()
+            for _ in range(_COST_ROUNDS):
+                meter.round(steps)
         self.clock.seconds = {}
         self.optimizer.zero_grad()
         return meter.model().ratio

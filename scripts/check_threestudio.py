@@ -37,50 +37,6 @@ PARTS = ("gradients", "systems", "times", "builtin")
 ONE = {"resamples": 1, "proposal": "uniform", "strata": "none", "noise": "independent"}
 
 
-# ---------------------------------------------------------------------------------------------- models
-
-
-def make_tiny(folder: Path) -> Path:
-    """A Stable Diffusion pipeline folder with random weights, small enough for one call in a tenth of a second."""
-    from diffusers import AutoencoderKL, DDIMScheduler, StableDiffusionPipeline, UNet2DConditionModel
-    from random_teacher import _text, _tokenizer
-    from transformers import CLIPTextModel
-
-    if (folder / "model_index.json").is_file():
-        return folder
-    torch.manual_seed(0)
-    StableDiffusionPipeline(
-        unet=UNet2DConditionModel(
-            sample_size=64,
-            block_out_channels=(8, 16, 16),
-            layers_per_block=1,
-            norm_num_groups=4,
-            attention_head_dim=2,
-            cross_attention_dim=64,
-            down_block_types=("DownBlock2D", "DownBlock2D", "CrossAttnDownBlock2D"),
-            up_block_types=("CrossAttnUpBlock2D", "UpBlock2D", "UpBlock2D"),
-        ),
-        vae=AutoencoderKL(
-            block_out_channels=(4, 4, 8, 8),
-            norm_num_groups=4,
-            layers_per_block=1,
-            latent_channels=4,
-            sample_size=512,
-            down_block_types=("DownEncoderBlock2D",) * 4,
-            up_block_types=("UpDecoderBlock2D",) * 4,
-        ),
-        text_encoder=CLIPTextModel(_text(64)),
-        tokenizer=_tokenizer(),
-        scheduler=DDIMScheduler(
-            beta_start=0.00085, beta_end=0.012, beta_schedule="scaled_linear", clip_sample=False, steps_offset=1
-        ),
-        safety_checker=None,
-        feature_extractor=None,
-        requires_safety_checker=False,
-    ).save_pretrained(folder)
-    return folder
-
-
 # ------------------------------------------------------------------------------------------- gradients
 
 
@@ -320,6 +276,17 @@ def launch(checkout: Path, config: str, *words: str, check: bool = True, mode: s
     return done.stdout
 
 
+def plain_material(config: Path, path: Path) -> str:
+    """A config with colours alone in place of the physically based material, whose light is looked up on CUDA."""
+    from omegaconf import OmegaConf
+
+    values = OmegaConf.load(config)
+    values.system.material_type = "no-material"
+    values.system.material = {"n_output_dims": 3, "color_activation": "sigmoid"}
+    OmegaConf.save(values, path)
+    return str(path)
+
+
 def systems(checkout: Path, model: Path, extensions: list[str]) -> dict[str, Any]:
     """The largest difference over the steps of every system."""
     found: dict[str, Any] = {}
@@ -365,12 +332,10 @@ def systems(checkout: Path, model: Path, extensions: list[str]) -> dict[str, Any
     run("fantasia3d, geometry", "configs/fantasia3d.yaml", guided, *MESH, "system.latent_steps=2")
     run(
         "fantasia3d, texture",
-        "configs/fantasia3d-texture.yaml",
+        plain_material(checkout / "configs/fantasia3d-texture.yaml", checkout.parent / "fantasia3d-texture.yaml"),
         guided,
         *MESH,
         f"system.geometry_convert_from={kept('fantasia3d', 'fantasia3d-geometry')}",
-        "system.material_type=no-material",
-        "system.material={n_output_dims: 3, color_activation: sigmoid}",
         "system.geometry.n_feature_dims=3",
     )
     single = ["data.batch_size=1", "data.resolution_milestones=[]", "system.geometry.isosurface_resolution=16"]
@@ -538,7 +503,7 @@ def main() -> None:
     from random_teacher import make
 
     copy = work / "threestudio"
-    tiny = make_tiny(work / "models" / "tiny")
+    tiny = make("sd15", work / "models" / "tiny", dtype=torch.float32, divide=40, groups=4)
     match options.part:
         case "gradients":
             found: Any = gradients(copy, tiny)

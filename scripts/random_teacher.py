@@ -54,7 +54,7 @@ VAE_CHANNELS = (128, 256, 512, 512)
 LENGTH = 77
 
 
-def make(name: str, folder: Path, *, dtype: torch.dtype = torch.float16, divide: int = 1) -> Path:
+def make(name: str, folder: Path, *, dtype: torch.dtype = torch.float16, divide: int = 1, groups: int = 32) -> Path:
     """Write the folder, if it is not there yet.
 
     Args:
@@ -62,6 +62,7 @@ def make(name: str, folder: Path, *, dtype: torch.dtype = torch.float16, divide:
         folder: new; made whole or not at all.
         dtype: of the files.
         divide: the channels' number by it, for a try.
+        groups: of the normalisations; channels are multiples of it.
     """
     if (folder / "model_index.json").is_file():
         return folder
@@ -70,9 +71,10 @@ def make(name: str, folder: Path, *, dtype: torch.dtype = torch.float16, divide:
     sizes = UNETS[name]
     channels = tuple(width // divide for width in sizes["block_out_channels"])
     parts: dict[str, Any] = {
-        "unet": UNet2DConditionModel(**{**sizes, "block_out_channels": channels}),
+        "unet": UNet2DConditionModel(**{**sizes, "block_out_channels": channels, "norm_num_groups": groups}),
         "vae": AutoencoderKL(
-            block_out_channels=tuple(max(32, width // divide // 32 * 32) for width in VAE_CHANNELS),
+            block_out_channels=tuple(max(groups, width // divide // groups * groups) for width in VAE_CHANNELS),
+            norm_num_groups=groups,
             down_block_types=("DownEncoderBlock2D",) * 4,
             up_block_types=("UpDecoderBlock2D",) * 4,
             layers_per_block=2,

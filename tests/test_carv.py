@@ -3,17 +3,20 @@
 from __future__ import annotations
 
 import itertools
+from collections.abc import Iterator
 from typing import Any
 
+import numpy as np
 import pytest
 import torch
 from hypothesis import given, settings
 from hypothesis import strategies as st
 from torch import Tensor
 
-from carv3d import Carv
+from carv3d import Carv, registry
 from carv3d.errors import UserError
 from carv3d.loss import surrogate, timestep_range
+from carv3d.objectives.sds import Sds
 from carv3d.sampling import Draws, draw_at, proposal, sds_weight, uniform_pmf
 from tests.pipelines import make_pipeline
 from tests.two_branches import two_branches
@@ -247,3 +250,80 @@ def test_a_model_without_an_unconditional_branch_is_not_guided(teacher: TwoPoint
     model, _ = two_branches()
     one, two = (Carv(model, guidance=s).estimate(z, model.rows(3)).fbar for s in (1.0, 9.0))
     assert not torch.allclose(one, two)
+
+
+# ------------------------------------------------------------------------------------------ plug-ins and types
+
+
+@pytest.mark.parametrize(
+    "keys, said",
+    [
+        ({"guidance": True}, "guidance must be a number"),
+        ({"guidance": "7.5"}, "guidance must be a number"),
+        ({"guidance": None}, "guidance must be a number"),
+        ({"objective": Sds}, "objective must be a name, or an object"),
+        ({"objective": None}, "objective must be a name, or an object"),
+    ],
+    ids=str,
+)
+def test_arguments_of_another_type_are_named(teacher: TwoPointTeacher, keys: dict[str, Any], said: str) -> None:
+    with pytest.raises(TypeError, match=said):
+        Carv(teacher, **keys)
+
+
+def test_numbers_of_numpy_are_numbers(teacher: TwoPointTeacher) -> None:
+    last = len(teacher.schedule) - 1
+    found = Carv(teacher, resamples=np.int64(3), seed=np.int64(2), guidance=np.float32(1), t_range=(np.int64(1), last))  # type: ignore[arg-type]
+    same = Carv(teacher, resamples=3, seed=2, guidance=1.0, t_range=(1, last))
+    z = latents()
+    assert torch.equal(found.draw(z, step=1).t, same.draw(z, step=1).t)
+
+
+@pytest.fixture
+def plug_ins() -> Iterator[None]:
+    """Proposals and couplings that will not do."""
+    added: dict[str, dict[str, Any]] = {
+        "proposal": {
+            "narrow": lambda p, w: torch.where(torch.arange(len(p)) < len(p) // 2, 0.0, p),
+            "negative": lambda p, w: -p,
+            "short": lambda p, w: p[1:],
+            "nothing": lambda p, w: None,
+        },
+        "coupling": {"flat": lambda normals, K: normals(K).flatten(), "nothing": lambda normals, K: None},
+    }
+    for kind, components in added.items():
+        for name, component in components.items():
+            registry.register(kind, name, component)
+    yield
+    for kind, components in added.items():
+        for name in components:
+            del registry._added[kind][name]
+
+
+@pytest.mark.parametrize(
+    "keys, said",
+    [
+        ({"proposal": "narrow"}, "'narrow' never draws some timesteps that count: the gradient would be biased"),
+        ({"proposal": "negative"}, "'negative' will not do: a proposal must be finite, non-negative"),
+        ({"proposal": "short"}, "'short' must give a tensor of"),
+        ({"proposal": "nothing"}, "'nothing' must give a tensor of"),
+        ({"noise": "flat"}, r"'flat' must give a tensor \(R, K"),
+        ({"noise": "nothing"}, r"'nothing' must give a tensor \(R, K"),
+    ],
+    ids=str,
+)
+def test_plug_ins_that_would_be_wrong_are_refused_at_the_start(
+    plug_ins: None, teacher: TwoPointTeacher, keys: dict[str, Any], said: str
+) -> None:
+    with pytest.raises(UserError, match=said):
+        Carv(teacher, **keys)
+
+
+def test_a_half_precision_loss_has_a_finite_value() -> None:
+    """Sums leave the range of float16; the gradient is that of float32."""
+    z = torch.full((2, 4, 64, 64), 30.0, dtype=torch.float16, requires_grad=True)
+    fbar = torch.full_like(z, 8.0, dtype=torch.float32)
+    loss = surrogate(z, fbar)
+    loss.backward()
+    assert float(loss) == fbar.square().sum() / 4 and float(loss) > 65504
+    assert z.grad is not None and torch.equal(z.grad, torch.full_like(z, 4.0))

@@ -110,6 +110,27 @@ def test_export_takes_its_options(run: Path, tmp_path: Path, capsys: pytest.Capt
     assert mesh.is_watertight and mesh.volume > 0
 
 
+def test_a_change_that_is_refused_leaves_the_run_as_it_was(
+    run: Path, tmp_path: Path, capsys: pytest.CaptureFixture[str]
+) -> None:
+    """Its config is written once the run has been loaded with the change."""
+    copy = tmp_path / "copy"
+    shutil.copytree(run, copy)
+    before = (copy / "config.yaml").read_bytes()
+    for override, said in (
+        ("scene.resolution=9", "what was changed does not fit the checkpoint"),
+        ("renderer.background=learned", "what was changed does not fit the checkpoint"),
+        ("teacher.path=/nowhere", "teacher"),
+        ("training.steps=2", "has done 60: give more"),
+        ("device=cuda:77", "device"),
+    ):
+        code, _, err = carv3d("generate", "--resume", str(copy), override, capsys=capsys)
+        assert code == 2 and said in " ".join(err.split()), (override, err)
+        assert (copy / "config.yaml").read_bytes() == before, override
+    assert carv3d("generate", "--resume", str(copy), "training.steps=61")[0] == 0
+    assert "steps: 61" in (copy / "config.yaml").read_text()
+
+
 def test_render_again(run: Path, tmp_path: Path) -> None:
     """Another turntable, elsewhere, from the checkpoint."""
     video = tmp_path / "turn.mp4"

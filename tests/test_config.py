@@ -107,6 +107,36 @@ def test_interpolations_see_the_values_of_all_layers(tmp_path: Path) -> None:
     assert load_text(to_yaml(config)) == config
 
 
+def test_a_config_on_top_of_others(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    """`base` is read first: a file beside it, or a config by name; what is resolved has no `base`."""
+    (tmp_path / "far").mkdir()
+    (tmp_path / "far" / "low.yaml").write_text("base: shapes\nseed: 1\nguidance: {scale: 9.0}\n")
+    (tmp_path / "far" / "high.yaml").write_text("base: low.yaml\nseed: 2\nscene: gaussians\n")
+    config = load(tmp_path / "far" / "high.yaml", ["guidance.resamples=8"])
+    shapes = load(find_config("shapes"))
+    assert (config.seed, config.guidance.scale, config.guidance.resamples) == (2, 9.0, 8)
+    assert config.scene.type == "gaussians" and config.optimizer == shapes.optimizer
+    assert "base:" not in to_yaml(config) and load_text(to_yaml(config)) == config
+
+
+@pytest.mark.parametrize(
+    "text, said",
+    [
+        ("seed: 1\nbase: nowhere\n", r"one\.yaml:2: no config 'nowhere'"),
+        ("base: [a]\n", r"one\.yaml:1: base must be the name of a config, not \['a'\]"),
+        ("base: one.yaml\n", r"one\.yaml:1: base 'one\.yaml' leads back"),
+        ("base: two.yaml\n", r"two\.yaml:1: base 'one\.yaml' leads back"),
+        ("base: three.yaml\n", r"three\.yaml:1: .*unknown key"),
+    ],
+)
+def test_a_base_that_cannot_be_used(text: str, said: str, tmp_path: Path) -> None:
+    (tmp_path / "one.yaml").write_text(text)
+    (tmp_path / "two.yaml").write_text("base: one.yaml\n")
+    (tmp_path / "three.yaml").write_text("sed: 1\n")
+    with pytest.raises(UserError, match=said):
+        load(tmp_path / "one.yaml")
+
+
 def test_interpolation_of_a_ramp() -> None:
     """Of another ramp or of a number, and what it leaves open can still be changed in part."""
     base = {"guidance": {"t_max": "${guidance.t_min}"}, "regularisers": {"opacity": "${guidance.scale}"}}

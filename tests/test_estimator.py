@@ -11,7 +11,8 @@ import torch
 from torch import Tensor
 
 from carv3d import Carv
-from carv3d.sampling import proposal, sds_weight, uniform_pmf
+from carv3d.estimator import Estimate
+from carv3d.sampling import Draws, proposal, sds_weight, uniform_pmf
 from tests.estimates import averaged, sds
 from tests.two_points import TwoPointTeacher
 
@@ -176,6 +177,20 @@ def test_effective_sample_size_counts_equal_draws_fully() -> None:
     assert float(same.effective_sample_size()) == pytest.approx(8)
     mixed = averaged(torch.zeros(2, 5), lambda z, t, e, r: torch.ones_like(z) * t[:, None], q, w, 4, g)
     assert 1 <= float(mixed.effective_sample_size()) < 8
+
+
+def test_noise_share_is_that_of_independent_draws() -> None:
+    """Of f_k = c + s e_k in D dimensions: s^2 D / K over |c|^2 + s^2 D / K."""
+    D, K, s = 2000, 4, 0.5
+    g = torch.Generator().manual_seed(0)
+    c = torch.ones(3, 1, D) * 0.3
+    f = c + s * torch.randn(3, K, D, generator=g)
+    norm = f.norm(dim=2)
+    draws = Draws(torch.zeros(3, K, dtype=torch.long), f)
+    found = Estimate(f.mean(1), draws, torch.ones(3, K), norm).noise_share()
+    assert float(found) == pytest.approx((s**2 / K) / (0.09 + s**2 / K), rel=0.05)
+    alone = Estimate(f[:, 0], draws, torch.ones(3, 1), norm[:, :1])
+    assert torch.isnan(alone.noise_share())
 
 
 def test_a_residual_that_is_not_finite_is_named() -> None:

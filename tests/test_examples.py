@@ -10,8 +10,10 @@ from pathlib import Path
 
 import pytest
 
+from carv3d.comparison.execution import _Children
 from carv3d.runs import read_metrics
 from tests.test_cli import carv3d
+from tests.test_comparison import in_process
 
 EXAMPLES = Path(__file__).parents[1] / "docs" / "examples"
 
@@ -82,6 +84,45 @@ def test_measure_takes_a_plug_in(on_path: None, tmp_path: Path) -> None:
     )
     assert code == 0, err
     assert (tmp_path / "report" / "report.html").exists()
+
+
+def test_a_scene_and_a_renderer_that_do_not_fit_leave_no_folder(
+    on_path: None, tmp_path: Path, capsys: pytest.CaptureFixture[str]
+) -> None:
+    path = tmp_path / "run"
+    words = ["a red cone", "teacher.type=exact", "teacher.views=20", "renderer=own_image_scene.Flat"]
+    words += [word for word in SHORT if not word.startswith("renderer")]
+    code, _, err = carv3d("generate", *words, "--output", str(path), capsys=capsys)
+    said = "renderer.type=own_image_scene.Flat cannot draw scene.type=voxel_grid"
+    assert code == 2 and said in " ".join(err.split()) and not path.exists()
+
+
+def test_compare_takes_a_plug_in(
+    on_path: None, tmp_path: Path, monkeypatch: pytest.MonkeyPatch, capsys: pytest.CaptureFixture[str]
+) -> None:
+    """Cameras that have no order among them; quality by the true objects, since its teacher is the exact one."""
+    monkeypatch.setattr(_Children, "run", in_process)
+    (tmp_path / "prompts.txt").write_text("a red cone\n")
+    for name, count in (("one", 1), ("two", 2)):
+        text = f"base: shapes\ncameras: own_cameras.Frontal\nguidance: {{resamples: {count}, strata: none}}\n"
+        (tmp_path / f"{name}.yaml").write_text(text)
+    configs = [str(tmp_path / f"{name}.yaml") for name in ("one", "two")]
+    words = ["teacher.type=exact", "teacher.views=20", "teacher.neighbours=4", "mesh.formats=[]", *SHORT]
+    where = ["--prompts", str(tmp_path / "prompts.txt"), "--seeds", "1", "--output", str(tmp_path / "out")]
+    code, _, err = carv3d("compare", *configs, *words, *where, "--equal", "calls", capsys=capsys)
+    assert code == 0, err
+    assert "own_cameras.Frontal" in (tmp_path / "out" / "report.html").read_text()
+
+
+def test_evaluate_knows_no_truth_of_another_teacher(
+    on_path: None, tmp_path: Path, capsys: pytest.CaptureFixture[str]
+) -> None:
+    """Though the prompt is one of the built-in world's."""
+    path = str(tmp_path / "run")
+    words = ["teacher=own_teacher.Colour", "mesh.formats=[]", *SHORT]
+    assert carv3d("generate", "a red cone", *words, "--output", path)[0] == 0
+    code, _, err = carv3d("evaluate", path, capsys=capsys)
+    assert code == 2 and "the teacher is not of the built-in world" in " ".join(err.split())
 
 
 def test_a_plug_in_that_cannot_make_a_mesh_says_so(

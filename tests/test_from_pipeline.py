@@ -12,6 +12,7 @@ import torch
 import carv3d
 from carv3d.cameras import Cameras
 from carv3d.errors import UserError
+from carv3d.prompts import ViewPrompts
 from carv3d.teachers import DiffusersTeacher
 from tests.estimates import sds
 from tests.pipelines import MAKERS, make_pipeline
@@ -48,6 +49,24 @@ def test_it_is_the_teacher_of_the_pipelines_folder(kind: str, tmp_path: Path) ->
     )
 
 
+@pytest.mark.parametrize("kind", list(MAKERS))
+def test_parts_may_have_number_formats_of_their_own(kind: str, tmp_path: Path) -> None:
+    """A denoiser in bfloat16 beside a VAE and text encoders in float32, as SDXL's VAE needs it."""
+    pipe = loaded(kind, MAKERS[kind](tmp_path / kind))
+    getattr(pipe, "transformer" if kind == "sd3" else "unet").to(torch.bfloat16)
+    teacher = carv3d.from_pipeline(pipe)
+    z = teacher.encode(torch.rand(1, 3, teacher.image_size, teacher.image_size))
+    assert z.dtype == torch.float32 and teacher.decode(z).isfinite().all()
+    found = carv3d.Carv(teacher, resamples=2).estimate(z, teacher.text_condition("a"), step=0)
+    assert found.fbar.isfinite().all()
+
+
+def test_one_prompt_from_many_sides_is_encoded_once(tmp_path: Path) -> None:
+    teacher = carv3d.from_pipeline(loaded("sd", make_pipeline(tmp_path / "sd")))
+    condition = teacher.text_condition("a view", azimuth=torch.linspace(-170, 170, 12), elevation=torch.zeros(12))
+    assert len(condition) == 12 and len(condition.words["text"]) == 5  # four views, and the unconditional text
+
+
 def test_networks_are_shared(tmp_path: Path) -> None:
     """What is done to the pipeline afterwards, such as LoRA weights, is in the gradient."""
     pipe = loaded("sd", make_pipeline(tmp_path / "sd"))
@@ -81,6 +100,44 @@ def test_conditions_of_texts_and_angles(tmp_path: Path) -> None:
     for bad in ({"azimuth": torch.zeros(3)}, {"elevation": torch.zeros(2)}):
         with pytest.raises(ValueError, match=r"do not fit|without azimuth"):
             teacher.text_condition(["a", "b"], **bad)  # type: ignore[arg-type]
+
+
+@pytest.mark.parametrize("kind", list(MAKERS))
+def test_embeddings_of_ones_own(kind: str, tmp_path: Path) -> None:
+    """Words that were encoded elsewhere, negatives and their weights among them, say the same as texts; a pipeline
+    without text encoders does for them."""
+    pipe = loaded(kind, MAKERS[kind](tmp_path / kind))
+    teacher = carv3d.from_pipeline(pipe, views=ViewPrompts(perp_neg=True))
+    azimuth, elevation = torch.tensor([20.0, 120.0]), torch.tensor([10.0, 30.0])
+    texts = teacher.text_condition("a view", azimuth=azimuth, elevation=elevation, negative="b")
+    parts = [getattr(pipe, name, None) for name in ("text_encoder", "text_encoder_2", "text_encoder_3")]
+    for name in [part for part in teacher.family.parts if part.startswith(("text_encoder", "tokenizer"))]:
+        setattr(pipe, name, None)
+    assert any(parts)
+    bare = carv3d.from_pipeline(pipe)
+    negatives = [texts.mixed(shares) for shares in texts.negatives.unbind(1)]
+    stacked = {name: torch.stack([one[name] for one in negatives], 1) for name in negatives[0]}
+    own = bare.words_condition(texts.mixed(texts.cond), texts.mixed(texts.uncond), stacked, texts.weights)
+    g = torch.Generator().manual_seed(0)
+    z_t, t, rows = (
+        torch.randn(3, *bare.latent_shape, generator=g),
+        torch.tensor([100, 500, 800]),
+        torch.tensor([0, 1, 1]),
+    )
+    branches = ("uncond", "cond", "negatives")
+    ours, theirs = (m.predict(z_t, t, c[rows], branches) for m, c in ((bare, own), (teacher, texts)))
+    for branch in branches:
+        torch.testing.assert_close(ours[branch], theirs[branch], rtol=1e-3, atol=1e-5)
+    plain = bare.words_condition(texts.mixed(texts.cond), texts.mixed(texts.uncond))
+    assert plain.negatives.shape[:2] == (2, 0) and torch.equal(
+        plain.mixed(plain.cond)["text"], own.mixed(own.cond)["text"]
+    )
+    with pytest.raises(UserError, match=r"has no (text_encoder|tokenizer)\w*: load it whole, or make conditions"):
+        bare.text_condition("a view")
+    with pytest.raises(ValueError, match=r"the words of a .* are text"):
+        bare.words_condition({"words": z_t}, {"words": z_t})
+    with pytest.raises(ValueError, match="do not fit each other"):
+        bare.words_condition(texts.mixed(texts.cond), texts.mixed(texts.uncond), stacked, texts.weights[:1])
 
 
 def test_what_cannot_be_wrapped_is_one_line(tmp_path: Path) -> None:

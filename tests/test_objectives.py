@@ -137,6 +137,21 @@ class TestVsd:
                 assert objective.residual(drawn(teacher, 1.0)).abs().max() < 1e-5
 
     @pytest.mark.parametrize("rank", [0, 4])
+    def test_steps_that_are_only_timed_teach_it_nothing(self, folder: Path, rank: int) -> None:
+        """Neither its weights nor its optimiser's moments, of which there are none at the start."""
+        teacher = DiffusersTeacher(folder, cache_text=False)
+        carv = Carv(teacher, objective=Vsd(rank=rank), guidance=3.0)
+        z, condition = torch.randn(1, *teacher.latent_shape), teacher.condition("a", CAMERAS[:1])
+        for step in range(2):  # before and after its first update
+            before = {name: tensor.clone() for name, tensor in carv.objective.state_dict().items()}
+            with carv.kept():
+                carv.update(z, condition, torch.Generator().manual_seed(step))
+            after = {name: tensor.clone() for name, tensor in carv.objective.state_dict().items()}
+            assert before.keys() == after.keys() and all(torch.equal(before[name], after[name]) for name in before)
+            carv.update(z, condition, torch.Generator().manual_seed(step))
+            assert any(not torch.equal(after.get(k, v), v) for k, v in carv.objective.state_dict().items())
+
+    @pytest.mark.parametrize("rank", [0, 4])
     def test_the_fake_score_learns_the_renders_and_the_teacher_stays(self, folder: Path, rank: int) -> None:
         """Its loss on one kind of picture falls; the teacher's weights are bit for bit what they were."""
         teacher = DiffusersTeacher(folder, cache_text=False)

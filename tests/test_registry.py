@@ -12,6 +12,7 @@ import pytest
 from carv3d import registry
 from carv3d.config import load, to_yaml, validate
 from carv3d.errors import UserError
+from tests.test_cli import carv3d
 
 MODULE = """
 from dataclasses import dataclass, field
@@ -167,3 +168,92 @@ def test_registering_by_hand() -> None:
         registry.register("coupling", "antithetic", object())
     with pytest.raises(ValueError, match="no kind of component 'colour'"):
         registry.register("colour", "red", object())
+
+
+WRONG = """
+from __future__ import annotations
+from dataclasses import dataclass
+from pathlib import Path
+from carv3d.objectives import Objective
+
+@dataclass
+class NoBuild:
+    size: float = 1.0
+
+@dataclass
+class Optional:
+    count: int | None = None
+    def build(self, context): ...
+
+@dataclass
+class Pair:
+    size: tuple[int, int] = (3, 4)
+    def build(self, context): ...
+
+@dataclass
+class File:
+    file: Path = Path("x")
+    def build(self, context): ...
+
+@dataclass(frozen=True)
+class Frozen:
+    size: float = 1.0
+    def build(self, context): ...
+
+@dataclass
+class Number:
+    def build(self, context):
+        return 3
+
+@dataclass
+class Abstract(Objective):
+    share: float = 0.5
+
+SEVEN = 7
+"""
+
+
+@pytest.mark.parametrize(
+    "override, said",
+    [
+        ("scene=wrong.NoBuild", r"'wrong\.NoBuild' has no method build\(context\)"),
+        ("scene=wrong.Optional", r"its field 'count' is a int \| None; a key can be int, float"),
+        ("cameras=wrong.Pair", r"its field 'size' is a tuple\[int, int\]"),
+        ("teacher=wrong.File", "its field 'file' is a Path"),
+        ("renderer=wrong.Frozen", "is a frozen dataclass"),
+        ("guidance.objective=wrong.Number", r"is no subclass of carv3d\.objectives\.Objective"),
+        ("guidance.objective=wrong.Abstract", "has no method residual"),
+        ("guidance.proposal=wrong.SEVEN", "guidance.proposal must be a function"),
+        ("guidance.noise=wrong.SEVEN", "guidance.noise must be a function"),
+    ],
+)
+def test_components_of_the_wrong_kind_are_one_line(install: Install, override: str, said: str) -> None:
+    install("wrong", {}, WRONG)
+    with pytest.raises(UserError, match=said):
+        validate(load(None, ["prompt=x", override]))
+
+
+@pytest.mark.parametrize(
+    "key, said",
+    [
+        ("scene", "scene.type=wrong.Number makes a int, and not a carv3d.scenes.base.Scene"),
+        ("renderer", "renderer.type=wrong.Number makes a int"),
+        ("cameras", "cameras.type=wrong.Number makes a int"),
+        ("teacher", "teacher.type=wrong.Number makes no teacher: it has no schedule, branches"),
+    ],
+)
+def test_what_builds_something_else_leaves_no_folder(
+    install: Install, tmp_path: Path, capsys: pytest.CaptureFixture[str], key: str, said: str
+) -> None:
+    install("wrong", {}, WRONG)
+    run = tmp_path / "run"
+    words = ["teacher.type=exact", "teacher.views=20", "mesh.formats=[]", "regularisers.total_variation=0"]
+    words = [word for word in words if not word.startswith(key)]
+    code, _, err = carv3d("generate", "a red cone", *words, f"{key}=wrong.Number", "--output", str(run), capsys=capsys)
+    assert code == 2 and said in " ".join(err.split()) and not run.exists()
+
+
+def test_a_broken_package_does_not_hide_the_keys(install: Install, capsys: pytest.CaptureFixture[str]) -> None:
+    install("broken", {"scene/brok": "broken:Thing"}, "raise RuntimeError('no such driver')\n")
+    code, out, _ = carv3d("config", capsys=capsys)
+    assert code == 0 and "Another scene, which cannot be used: the scene 'brok' of the package broken" in out

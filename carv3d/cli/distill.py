@@ -14,6 +14,7 @@ from carv3d.cli.app import AsJson, app, console, sort_words
 from carv3d.errors import UserError
 
 if TYPE_CHECKING:
+    from carv3d.config import DistillConfig
     from carv3d.distillation import DistillationRun, Distiller
 
 
@@ -46,9 +47,7 @@ def distill(
         with DistillationRun.open(resume, write=True) as run:
             config = load(run.path / "config.yaml", overrides, of=DistillConfig)
             validate(config)
-            if overrides:
-                run.save_config(config)
-            _finish(run, None, as_json=as_json)
+            _finish(run, None, changed=config if overrides else None, as_json=as_json)
         return
     source = find_config(name or "distill")
     config = load(source, overrides, of=DistillConfig)
@@ -62,17 +61,17 @@ def distill(
     config.device, config.threads = str(device), config.threads or cores()
     distiller = Distiller(config)  # before the folder is made: nothing is left of a mistake
     with DistillationRun.create(config, source.stem, shlex.join(sys.argv), folder=output, device=device) as run:
-        _finish(run, distiller, as_json=as_json)
+        _finish(run, distiller, changed=None, as_json=as_json)
 
 
-def _finish(run: DistillationRun, distiller: Distiller | None, *, as_json: bool) -> None:
+def _finish(run: DistillationRun, distiller: Distiller | None, *, changed: DistillConfig | None, as_json: bool) -> None:
     """Train to the end, write the pipeline, say where it is."""
     from carv3d.distillation import distil
     from carv3d.runs import read_metrics
 
     console.print(f"{run.config.name} → {run.path}", markup=False, highlight=False, soft_wrap=True)
     try:
-        distil(run, resume=distiller is None, console=console, distiller=distiller)
+        distil(run, resume=distiller is None, console=console, distiller=distiller, changed=changed)
     except KeyboardInterrupt:
         command = f"carv3d distill --resume {shlex.quote(str(run.path))}"
         console.print(f"stopped and saved; go on with: {command}", markup=False, highlight=False, soft_wrap=True)

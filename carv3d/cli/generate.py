@@ -14,6 +14,7 @@ from carv3d.cli.app import DEFAULT_CONFIG, AsJson, Words, app, console, sort_wor
 from carv3d.errors import UserError
 
 if TYPE_CHECKING:
+    from carv3d.config import Config
     from carv3d.runs import Run
     from carv3d.teachers import Teacher
 
@@ -44,9 +45,7 @@ def generate(
         with run:
             config = load(run.path / "config.yaml", overrides)
             validate(config)
-            if overrides:
-                run.save_config(config)
-            _finish(run, resume=True, teacher=None, as_json=as_json)
+            _finish(run, resume=True, teacher=None, changed=config if overrides else None, as_json=as_json)
     else:
         from carv3d.prompt_files import look_up
 
@@ -72,20 +71,18 @@ def generate(
             parse(config.prompt)
         # Before the folder is made: nothing is left of a mistake.
         teacher = build.teacher(config, device)
-        build.carv(config, teacher)
-        build.scene(config, torch.Generator(device))
-        build.renderer(config, device)
+        build.check(config, teacher, torch.Generator(device))
         with Run.create(config, source.stem, shlex.join(sys.argv), folder=output, device=device) as run:
-            _finish(run, resume=False, teacher=teacher, as_json=as_json)
+            _finish(run, resume=False, teacher=teacher, changed=None, as_json=as_json)
 
 
-def _finish(run: Run, *, resume: bool, teacher: Teacher | None, as_json: bool) -> None:
+def _finish(run: Run, *, resume: bool, teacher: Teacher | None, changed: Config | None, as_json: bool) -> None:
     """Train to the end, make the results, say where they are."""
     from carv3d.generation import generate as generate_run
 
     console.print(f"{run.config.prompt} → {run.path}", markup=False, highlight=False, soft_wrap=True)
     try:
-        generate_run(run, resume=resume, console=console, teacher=teacher)
+        generate_run(run, resume=resume, console=console, teacher=teacher, changed=changed)
     except KeyboardInterrupt:
         command = f"carv3d generate --resume {shlex.quote(str(run.path))}"
         console.print(f"stopped and saved; go on with: {command}", markup=False, highlight=False, soft_wrap=True)

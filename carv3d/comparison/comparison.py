@@ -56,7 +56,7 @@ class Outcome:
             "proposal": guidance.proposal,
             "strata": guidance.strata,
             "noise": guidance.noise,
-            "cameras": self.method.config.cameras.order,
+            "cameras": self.method.cameras,
             "ms_per_step": self.method.cost.seconds * 1000,
             "steps": self.method.steps,
             "teacher_calls": self.method.calls,

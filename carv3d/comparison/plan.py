@@ -48,6 +48,12 @@ class Method:
     cost: Cost
 
     @property
+    def cameras(self) -> str:
+        """How its cameras are drawn: their order, or the name of a plug-in's sampler."""
+        section = self.config.cameras
+        return str(getattr(section, "order", section.type))
+
+    @property
     def steps(self) -> int:
         """Of every run."""
         return self.config.training.steps

@@ -77,7 +77,7 @@ class AttributeConfig:
             "teacher.type",
             teacher.type,
             known,
-            "diffusers: the exact teacher has no parameters to take a gradient of",
+            "diffusers: gradients are taken of a pipeline's network, which no other kind of teacher has",
         )
         # Squared losses leave the range of half precision, and their gradients vanish below it.
         yield "teacher.dtype", teacher.dtype, teacher.dtype != "float16", "float32 or bfloat16 for gradients"

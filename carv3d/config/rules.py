@@ -71,8 +71,7 @@ def known(kind: str, name: str) -> tuple[bool, str]:
     """
     found = name in registry.names(kind)
     if found or "." in name:
-        registry.find(kind, name)
-        return True, ""
+        return callable(registry.find(kind, name)), f"a function, see docs/plugins.md: that of {name} is none"
     near = difflib.get_close_matches(name, registry.names(kind), 1)
     hint = f" (did you mean {near[0]!r}?)" if near else ""
     return False, f"{' or '.join(registry.names(kind))}, or package.Name of a plug-in{hint}"

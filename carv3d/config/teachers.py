@@ -29,6 +29,8 @@ class DiffusersTeacher(Section):
     compile: bool = False  # the denoiser by torch.compile: minutes at the start, quicker steps
     lean: bool = False  # attention and pictures in slices: slower, for small cards
 
+    loads_pipeline: ClassVar[bool] = True
+
     @property
     def builtin_world(self) -> bool:
         """Whether prompts are objects of the built-in world, whose true pictures are known."""

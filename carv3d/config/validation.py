@@ -120,7 +120,8 @@ def _outputs(config: schema.Config) -> Iterator[Rule]:
     of_scene = getattr(config.scene, "mesh_formats", FieldSection.mesh_formats)
     allowed = all(kind in of_scene for kind in formats)
     others = "" if "splat" in of_scene else " (splat is of scene.type=gaussians)"
-    yield "mesh.formats", formats, allowed, f"a list of some of {', '.join(of_scene)}{others}"
+    what = f"a list of some of {', '.join(of_scene)}{others}" if of_scene else "[]: the scene can be exported in none"
+    yield "mesh.formats", formats, allowed, what
     yield from at_least(config.mesh, "mesh", resolution=2, faces=0, texture_size=1)
     threshold = config.mesh.threshold
     yield "mesh.threshold", threshold, 0 < threshold < 1, "a share of the light, above 0 and below 1"

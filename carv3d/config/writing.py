@@ -20,6 +20,7 @@ from carv3d.config import schema
 from carv3d.config.kinds import section
 from carv3d.config.loading import escape
 from carv3d.config.ramp import Ramp, constant
+from carv3d.errors import UserError
 
 
 def to_yaml(config: Any) -> str:
@@ -42,7 +43,11 @@ def describe(config: Any = None) -> str:
             used = getattr(used, key, None)
         for name in registry.names(kind) if used is not None else ():
             if name != used.type:
-                of = section(kind, name)
+                try:
+                    of = section(kind, name)
+                except UserError as error:  # of a package that is broken
+                    lines += ["", f"# Another {kind}, which cannot be used: {error}"]
+                    continue
                 depth = path.count(".") + 1
                 heads = [f"{'  ' * i}{key}:" for i, key in enumerate(path.split("."))]
                 doc = (inspect.getdoc(of) or "").splitlines()[0]

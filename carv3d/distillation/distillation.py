@@ -11,6 +11,7 @@ from rich.console import Console
 from rich.progress import Progress, TextColumn
 
 from carv3d.cameras import Cameras
+from carv3d.config import DistillConfig
 from carv3d.distillation.one_step import write_pipeline
 from carv3d.distillation.run import DistillationRun
 from carv3d.distillation.trainer import Distiller, DivergenceError
@@ -36,13 +37,19 @@ def load_distiller(run: DistillationRun, step: int | None = None, teacher: Diffu
     return _load(run, step, teacher)[0]
 
 
-def _load(run: DistillationRun, step: int | None, teacher: DiffusersTeacher | None) -> tuple[Distiller, float]:
+def _load(
+    run: DistillationRun, step: int | None, teacher: DiffusersTeacher | None, changed: DistillConfig | None = None
+) -> tuple[Distiller, float]:
     """The distiller, and the seconds of training behind it."""
     checkpoint = run.load_checkpoint(step)
-    distiller = Distiller(run.config, teacher)
+    distiller = Distiller(changed or run.config, teacher)
     try:
         distiller.load_state(checkpoint.step, checkpoint.scene, checkpoint.state)
     except (RuntimeError, KeyError, ValueError) as error:
+        if changed is not None:
+            raise UserError(
+                f"what was changed does not fit the checkpoint in {run.path}: leave it out, or start a new run"
+            ) from error
         first = " ".join(str(error).split())[:160]
         raise UserError(
             f"the checkpoint in {run.path} is not of this run's config; start the run anew ({first})"
@@ -50,7 +57,14 @@ def _load(run: DistillationRun, step: int | None, teacher: DiffusersTeacher | No
     return distiller, float(checkpoint.info["seconds"])
 
 
-def distil(run: DistillationRun, *, resume: bool, console: Console, distiller: Distiller | None = None) -> None:
+def distil(
+    run: DistillationRun,
+    *,
+    resume: bool,
+    console: Console,
+    distiller: Distiller | None = None,
+    changed: DistillConfig | None = None,
+) -> None:
     """Train to the end of the config's steps, then write the pipeline and a picture of samples.
 
     Args:
@@ -58,17 +72,24 @@ def distil(run: DistillationRun, *, resume: bool, console: Console, distiller: D
         resume: go on from the newest checkpoint, if there is one.
         console: where the progress bar goes.
         distiller: at its start, built already; None to build the config's.
+        changed: the run's config from now on; it is written once the run has been loaded with it.
 
     Raises:
         UserError: what the user can mend; the fake score's divergence among it, of which no checkpoint is made.
         KeyboardInterrupt: after a checkpoint has been saved.
     """
-    set_threads(run.config)
+    config = changed or run.config
+    set_threads(config)
     seconds = 0.0
     if resume and run.checkpoints.paths():
-        distiller, seconds = _load(run, None, None)
+        distiller, seconds = _load(run, None, None, changed)
+        if distiller.step_count > config.training.steps:
+            asked = config.training.steps
+            raise UserError(f"training.steps={asked}, but {run.path} has done {distiller.step_count}: give more")
         log.info("resumed after step %d", distiller.step_count)
-    distiller = distiller or Distiller(run.config)
+    distiller = distiller or Distiller(config)
+    if changed is not None:
+        run.save_config(changed)
     with progress(console, TextColumn("{task.fields[figures]}")) as bars:
         _Loop(run, distiller, seconds, bars).train()
     write_samples(distiller, run.samples)

@@ -128,11 +128,12 @@ def _measure_costs(
         return run
 
     steps = {(R, K): step(R, K) for R, K in grid}
-    for R, K in (grid[0], grid[-1]):  # the first passes are slower than all others
-        steps[R, K]()
-    while not meter.rounds or len(meter.rounds[grid[0]]) < COST_ROUNDS or time.perf_counter() - started < budget:
-        watch("timing steps", (time.perf_counter() - started) / max(budget, 1e-9) * COST_SHARE)
-        meter.round(steps)
+    with trainer.carv.kept():
+        for R, K in (grid[0], grid[-1]):  # the first passes are slower than all others
+            steps[R, K]()
+        while not meter.rounds or len(meter.rounds[grid[0]]) < COST_ROUNDS or time.perf_counter() - started < budget:
+            watch("timing steps", (time.perf_counter() - started) / max(budget, 1e-9) * COST_SHARE)
+            meter.round(steps)
     trainer.optimizer.zero_grad()
     return meter
 

@@ -15,7 +15,7 @@ from torch.func import functional_call
 from carv3d.errors import UserError
 from carv3d.teachers.families import Family
 
-_ATTENTION = re.compile(r"(to_[qkv]|to_out\.0|add_[qkv]_proj|to_add_out)$")
+_ATTENTION = re.compile(r"(to_[qkv]|to_out\.0|add_[qkv]_proj|to_add_out)(\.base_layer)?$")  # as peft wraps it
 
 
 class LowRank(nn.Module):
@@ -44,6 +44,8 @@ class LowRank(nn.Module):
         }
         if not layers:
             raise UserError("the teacher's network has no attention layers that low-rank additions fit: use rank=0")
+        if any(not layer.weight.is_floating_point() for layer in layers.values()):
+            raise UserError("the teacher's attention layers are quantised, so that low-rank additions do not fit them")
         self.names = [f"{name}.weight" for name in layers]
         rng = torch.Generator().manual_seed(seed)
         self.first, self.second = nn.ParameterList(), nn.ParameterList()
@@ -122,7 +124,8 @@ class Denoiser:
 
     def predict(self, z_t: Tensor, t: Tensor, condition: Any) -> Tensor:
         """The network's own prediction (N, C, h, w) for noised latents z_t (N, C, h, w), t (N,), N rows."""
-        return self._family.predict(z_t, t, self._told(condition), condition.camera)
+        words = self._family.cast(condition.mixed(condition.cond))
+        return self._family.predict(z_t, t, words, condition.camera)
 
     def target(self, z: Tensor, t: Tensor, eps: Tensor) -> Tensor:
         """What `predict` is trained to give for latents z noised by eps: of the network's kind of prediction."""
@@ -136,7 +139,7 @@ class Denoiser:
 
     def eps_hat(self, z_t: Tensor, t: Tensor, condition: Any) -> Tensor:
         """The noise (N, C, h, w) that the network sees."""
-        return self._family.eps_hat(z_t, t, self._told(condition), condition.camera)
+        return self._family.eps_hat(z_t, t, condition.mixed(condition.cond), condition.camera)
 
     def one_step(self, noise: Tensor, timestep: int, condition: Any) -> Tensor:
         """Latents (N, C, h, w) from noise (N, C, h, w) in one call: `(noise - sigma eps_hat) / alpha` at `timestep`.
@@ -147,7 +150,3 @@ class Denoiser:
         t = torch.full((len(noise),), timestep, device=noise.device)
         alpha, sigma = self.schedule.at(t, noise)
         return (noise - sigma * self.eps_hat(noise, t, condition)) / alpha
-
-    def _told(self, condition: Any) -> dict[str, Tensor]:
-        dtype = self._family.loader.dtype
-        return {name: states.to(dtype) for name, states in condition.mixed(condition.cond).items()}

@@ -251,9 +251,10 @@ class DiffusersTeacher:
             if elevation is not None:
                 raise ValueError("elevation without azimuth: give both, or neither")
             return self.caption_condition(texts, negative=negative)
-        azimuth = torch.as_tensor(azimuth, dtype=torch.float32).cpu().flatten()
-        elevation = torch.zeros_like(azimuth) if elevation is None else torch.as_tensor(elevation).cpu().flatten()
-        texts = texts * len(azimuth) if len(texts) == 1 else texts
+        azimuth = torch.as_tensor(azimuth, dtype=torch.float32).flatten()
+        elevation = torch.zeros_like(azimuth) if elevation is None else torch.as_tensor(elevation).flatten()
+        if len(texts) == 1 and len(azimuth) == len(elevation):
+            return self.condition(texts[0], Cameras.look_at_origin(azimuth, elevation), negative)
         if not len(texts) == len(azimuth) == len(elevation):
             raise ValueError(
                 f"{len(texts)} prompts, {len(azimuth)} azimuths and {len(elevation)} elevations do not fit: "

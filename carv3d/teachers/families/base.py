@@ -187,13 +187,17 @@ class Family(ABC):
     def predict(self, z_t: Tensor, t: Tensor, words: Words, camera: Tensor | None) -> Tensor:
         """The network's raw prediction (N, C, h, w), float32, for N rows of everything."""
 
+    def cast(self, words: Words) -> Words:
+        """Words in the network's number format; text encoders may have another."""
+        return {name: states.to(self.loader.dtype) for name, states in words.items()}
+
     def eps_hat(self, z_t: Tensor, t: Tensor, words: Words, camera: Tensor | None) -> Tensor:
         """The noise that the network sees in z_t.
 
         From v: `alpha v + sigma z_t` (Salimans and Ho, arXiv 2202.00512). From a flow's velocity, which is of
         `eps - z`: `z_t + alpha v`, since `z_t = alpha z + sigma eps` and `alpha + sigma = 1`.
         """
-        prediction = self.predict(z_t, t, words, camera)
+        prediction = self.predict(z_t, t, self.cast(words), camera)
         alpha, sigma = self.schedule.at(t, z_t)
         match self.prediction:
             case "v_prediction":
@@ -225,7 +229,7 @@ class LatentFamily(Family):
 
     def encode(self, rgb: Tensor, rng: torch.Generator | None) -> Tensor:
         """See `Family`."""
-        posterior = self.vae.encode((rgb * 2 - 1).to(self.loader.dtype)).latent_dist
+        posterior = self.vae.encode((rgb * 2 - 1).to(self.vae.dtype)).latent_dist  # it may have a format of its own
         z = posterior.mode()
         if self.posterior == "sample":
             draw = torch.randn(z.shape, generator=rng, device=z.device, dtype=torch.float32)
@@ -236,7 +240,7 @@ class LatentFamily(Family):
     def decode(self, z: Tensor) -> Tensor:
         """See `Family`; no part of a training step."""
         z = z / self.vae.config.scaling_factor + self._shift
-        return (self.vae.decode(z.to(self.loader.dtype)).sample.float() * 0.5 + 0.5).clamp(0, 1)
+        return (self.vae.decode(z.to(self.vae.dtype)).sample.float() * 0.5 + 0.5).clamp(0, 1)
 
     @property
     def _shift(self) -> float:
