@@ -67,13 +67,15 @@ def gradient_of(call: Any, rgb: Tensor, name: str) -> Tensor:
     return leaf.grad.float()
 
 
-def reference(guidance: Any, rgb: Tensor, draws: Any, args: tuple[Any, ...], options: dict[str, Any]) -> Tensor:
-    """The mean over K draws of p/q times threestudio's own gradient."""
+def reference(
+    guidance: Any, rgb: Tensor, draws: Any, args: tuple[Any, ...], options: dict[str, Any]
+) -> tuple[Tensor, float]:
+    """The mean over K draws of p/q times threestudio's own gradient, and the mean norm of what is averaged."""
     from carv3d.integrations.threestudio.stable_diffusion import CarvGuidance, Own
 
     assert isinstance(guidance, CarvGuidance)
     ratio = guidance.distiller.carv.proposal.ratio[draws.t]
-    total = torch.zeros_like(rgb, dtype=torch.float32)
+    total, size = torch.zeros_like(rgb, dtype=torch.float32), 0.0
     K = draws.t.shape[1]
     for k in range(K):
         with fed(draws.t[:, k], draws.eps[:, k]), mode_of_posterior():
@@ -81,8 +83,9 @@ def reference(guidance: Any, rgb: Tensor, draws: Any, args: tuple[Any, ...], opt
                 one = gradient_of(lambda x, k=k: vsd_formula(guidance, x, draws, k, args, options), rgb, "loss")
             else:
                 one = gradient_of(lambda x: Own.__call__(guidance, x, *args, **options), rgb, "loss_sds")
-        total += one * ratio[:, k].view(-1, 1, 1, 1).float() / K
-    return total
+        weighted = one * ratio[:, k].view(-1, 1, 1, 1).float()
+        total, size = total + weighted / K, size + float(weighted.norm()) / K
+    return total, size
 
 
 def vsd_formula(guidance: Any, rgb: Tensor, draws: Any, k: int, args: tuple[Any, ...], options: dict[str, Any]) -> Any:
@@ -102,7 +105,10 @@ def vsd_formula(guidance: Any, rgb: Tensor, draws: Any, k: int, args: tuple[Any,
 
 
 def compare(guidance: Any, call: Any, rgb: Tensor, args: tuple[Any, ...], options: dict[str, Any]) -> tuple[float, Any]:
-    """Relative difference of our gradient at the picture from threestudio's, and our draws."""
+    """How far our gradient at the picture is from threestudio's, in norms of what is averaged; and our draws.
+
+    Opposite noises cancel most of each other: the average is smaller than what is averaged, and so than its rounding.
+    """
     distiller, found = guidance.distiller, []
     before, draw = distiller._call, distiller.carv.draw
     distiller.carv.draw = lambda *a, **o: found.append(draw(*a, **o)) or found[-1]
@@ -113,8 +119,8 @@ def compare(guidance: Any, call: Any, rgb: Tensor, args: tuple[Any, ...], option
         del distiller.carv.draw
         distiller._call = before
         guidance.teacher.family.posterior = "sample"
-    theirs = reference(guidance, rgb, found[0], args, options)
-    return float((ours - theirs).norm() / theirs.norm()), found[0]
+    theirs, size = reference(guidance, rgb, found[0], args, options)
+    return float((ours - theirs).norm()) / size, found[0]
 
 
 def check_every_call() -> None:
@@ -209,7 +215,7 @@ def gradients(checkout: Path, model: Path) -> dict[str, float]:
     for row in range(2):
         part = slice(row, row + 1)
         one = {k: v[part] if isinstance(v, Tensor) else v for k, v in angles.items()}
-        rows.append(reference(guidance, z[part], type(draws)(draws.t[part], draws.eps[part]), (perp,), one) / 2)
+        rows.append(reference(guidance, z[part], type(draws)(draws.t[part], draws.eps[part]), (perp,), one)[0] / 2)
     theirs = torch.cat(rows)
     found["K = 1, Perp-Neg, B = 2, one view at a time"] = float((ours - theirs).norm() / theirs.norm())
     found["the same against its own batch of two"] = of_batch
@@ -224,7 +230,7 @@ def gradients(checkout: Path, model: Path) -> dict[str, float]:
             one.update_step(0, 0)
         rgb = torch.rand(1, 32, 32, 3, generator=torch.Generator().manual_seed(3))
         _, draws = compare(own, own, rgb, (perp if perp_neg else plain,), cameras(1))
-        theirs = reference(own, rgb, draws, (perp if perp_neg else plain,), cameras(1))
+        theirs, _ = reference(own, rgb, draws, (perp if perp_neg else plain,), cameras(1))
         with mock.patch.object(teacher.distiller.carv, "draw", lambda *a, d=draws, **o: d):
             ours = gradient_of(lambda x, t=teacher, h=held: t(x, h, **cameras(1)), rgb, "loss_sds")
         name = f"carv-teacher-guidance, K = 1{', Perp-Neg' if perp_neg else ''}"
@@ -503,12 +509,12 @@ def main() -> None:
     from random_teacher import make
 
     copy = work / "threestudio"
-    tiny = make("sd15", work / "models" / "tiny", dtype=torch.float32, divide=40, groups=4)
+    small = make("small", work / "models" / "small", dtype=torch.float32, divide=40, groups=4)
     match options.part:
         case "gradients":
-            found: Any = gradients(copy, tiny)
+            found: Any = gradients(copy, small)
         case "systems":
-            found = systems(copy, tiny, list(extensions))
+            found = systems(copy, small, list(extensions))
         case "times":
             sizes = {f"widths / {n}": make("sd15", work / "models" / f"sd15-{n}", divide=n) for n in (20, 10)}
             found = times(copy, sizes, options.rounds)

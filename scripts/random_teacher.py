@@ -36,6 +36,16 @@ UNETS: dict[str, dict[str, Any]] = {
     "sd15": {**SD, "cross_attention_dim": 768, "attention_head_dim": 8},
     "sd21-base": {**SD, **SD2},
     "sd21": {**SD, **SD2, "sample_size": 96},
+    # Of no real model: with attention at the lowest resolution alone, quick on a CPU.
+    "small": {
+        "sample_size": 64,
+        "block_out_channels": (320, 640, 640),
+        "layers_per_block": 1,
+        "down_block_types": (PLAIN, PLAIN, CROSS),
+        "up_block_types": ("CrossAttnUpBlock2D", "UpBlock2D", "UpBlock2D"),
+        "attention_head_dim": 2,
+        "cross_attention_dim": 64,
+    },
     "sdxl": {
         "sample_size": 128,
         "block_out_channels": (320, 640, 1280),

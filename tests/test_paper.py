@@ -55,9 +55,9 @@ def test_the_arms_run_against_each_other(
     teacher, clip = make_narrow(tmp_path / "teacher"), make_clip(tmp_path / "clip")
     (tmp_path / "prompts.txt").write_text("A fluffy, orange cat\n")
     words = [f"teacher.path={teacher}", "teacher.mirrors=[]", "teacher.dtype=float32", "device=cpu", "threads=1"]
-    words += ["teacher.image_size=64", "scene.log2_table=12", "cameras.height=12", "cameras.width=12"]
+    words += ["teacher.image_size=64", "scene.log2_table=12", "scene.levels=4", "cameras.height=12", "cameras.width=12"]
     words += ["renderer.samples=8", "regularisers.orientation=0"]  # normals cost most without a GPU
-    words += ["training.steps=2", "training.preview_every=0", "training.checkpoint_every=1", "mesh.formats=[]"]
+    words += ["training.steps=1", "training.preview_every=0", "training.checkpoint_every=1", "mesh.formats=[]"]
     words += ["turntable.frames=2", "turntable.size=32", "turntable.sheet=32"]
     where = ["--prompts", str(tmp_path / "prompts.txt"), "--seeds", "1", "--output", str(tmp_path / "out")]
     code, out, err = carv3d(

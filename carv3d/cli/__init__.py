@@ -12,7 +12,7 @@ from carv3d.cli.app import Warnings, app, console
 from carv3d.errors import UserError
 
 # The order of `carv3d --help`; other files follow by name.
-_ORDER = ("generate", "results", "measure", "compare", "attribute", "distill", "sample", "about")
+_ORDER = ("generate", "results", "measure", "compare", "attribute", "distill", "sample", "threestudio", "about")
 
 
 def load_verbs() -> None:
