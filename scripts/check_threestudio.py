@@ -445,7 +445,7 @@ def builtin(checkout: Path, steps: int) -> dict[str, str]:
         *("use_timestamp=false", f"trainer.max_steps={steps}", f"trainer.val_check_interval={steps}"),
         f"system.geometry.pos_encoding_config={network}",
         *("system.geometry.normal_type=null", "system.renderer.estimator=importance"),
-        *("system.renderer.num_samples_per_ray=24", "system.renderer.num_samples_per_ray_importance=24"),
+        *("system.renderer.num_samples_per_ray=20", "system.renderer.num_samples_per_ray_importance=16"),
         *("system.renderer.near_plane=1.8", "system.renderer.far_plane=4.2", "data.n_test_views=8"),
         *("data.n_val_views=1", "checkpoint.every_n_train_steps=100"),
     ]

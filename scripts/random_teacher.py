@@ -96,6 +96,7 @@ def make(name: str, folder: Path, *, dtype: torch.dtype = torch.float16, divide:
             beta_end=0.012,
             beta_schedule="scaled_linear",
             clip_sample=False,
+            steps_offset=1,
             prediction_type="v_prediction" if name == "sd21" else "epsilon",
         ),
     }

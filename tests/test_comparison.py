@@ -136,11 +136,12 @@ def test_quality_by_clip(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> Non
 
     monkeypatch.setattr(Clip, "alignment", alignment)
     monkeypatch.setattr("carv3d.alignment._VIEWS", 2)
+    monkeypatch.setattr("carv3d.alignment._SIZE", 48)
     out = io.StringIO()
     with contextlib.redirect_stdout(out):
         code, _, _ = carv3d("compare", *words, *where, "--equal", "calls", "--clip", str(clip), "--json")
     assert code == 0
-    assert set(shapes) == {(2, 3, 224, 224)}  # not the 16 x 16 that was trained on
+    assert set(shapes) == {(2, 3, 48, 48)}  # not the 16 x 16 that was trained on
     for row in json.loads(out.getvalue())["methods"]:
         assert 0 <= row["clip_score"] <= 100 and row["r_precision"] in {i / 20 for i in range(21)}
         assert "psnr" not in row and row["difference"] is not None

@@ -157,7 +157,7 @@ class Encoding(nn.Module):
             for axis in range(1, x.shape[-1]):
                 index = index ^ hashed[..., axis]
             share = torch.where(self.corners.bool(), part[:, None], 1 - part[:, None]).prod(-1)
-            found.append((self.table[level][index % self.size] * share[..., None]).sum(1))
+            found.append((F.embedding(index % self.size, self.table[level]) * share[..., None]).sum(1))
         return torch.cat(found, -1)
 
 
