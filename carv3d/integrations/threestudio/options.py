@@ -80,3 +80,16 @@ def objective_of(given: Any) -> Objective:
     except UserError as error:
         raise ValueError(f"system.guidance.objective: {error}") from None
     return made
+
+
+def refuse_state(objective: Objective) -> None:
+    """Refuse an objective, made ready, that has parameters of its own.
+
+    Raises:
+        ValueError: threestudio's checkpoints would lose them.
+    """
+    if objective.state_dict():
+        raise ValueError(
+            f"system.guidance.objective: {type(objective).__name__} trains a network of its own, which threestudio's "
+            "checkpoints would not have; use carv-vsd-guidance for variational score distillation"
+        )

@@ -14,7 +14,7 @@ from torch import Tensor
 from carv3d.estimator import Estimate
 from carv3d.guidance import ClassifierFree, Guidance, PerpNeg
 from carv3d.integrations.threestudio.distiller import Distiller
-from carv3d.integrations.threestudio.options import CarvOptions, check_keys, objective_of
+from carv3d.integrations.threestudio.options import CarvOptions, check_keys, objective_of, refuse_state
 from carv3d.objectives import Objective
 from carv3d.teachers import DiffusersTeacher, TextCondition
 
@@ -76,12 +76,8 @@ class CarvGuidance(Own):
         return PerpNeg(scale) if perp_neg else ClassifierFree(scale + 1)
 
     def check_objective(self, objective: Objective) -> None:
-        """Refuse an objective with parameters of its own, which threestudio's checkpoints would lose."""
-        if objective.state_dict():
-            raise ValueError(
-                f"system.guidance.objective: {type(objective).__name__} trains a network of its own, which "
-                "threestudio's checkpoints would not have; use carv-vsd-guidance for variational score distillation"
-            )
+        """See `refuse_state`."""
+        refuse_state(objective)
 
     def condition(self, prompts: Any, elevation: Tensor, azimuth: Tensor, distances: Tensor) -> TextCondition:
         """What the network is told of B views, from threestudio's prompt processor."""

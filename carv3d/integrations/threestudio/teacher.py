@@ -23,7 +23,7 @@ from carv3d.cameras import Cameras
 from carv3d.errors import UserError
 from carv3d.guidance import ClassifierFree, PerpNeg
 from carv3d.integrations.threestudio.distiller import Distiller
-from carv3d.integrations.threestudio.options import CarvOptions, check_keys, objective_of
+from carv3d.integrations.threestudio.options import CarvOptions, check_keys, objective_of, refuse_state
 from carv3d.prompts import ViewPrompts
 from carv3d.teachers import DiffusersTeacher
 
@@ -139,11 +139,7 @@ class CarvTeacherGuidance(BaseObject):
         scale = float(cfg.guidance_scale)
         self.prompted = ClassifierFree(scale + 1), PerpNeg(scale)
         self.distiller = Distiller(cfg, self.teacher, self.prompted[0], cfg.weighting_strategy, objective)
-        if objective.state_dict():
-            raise ValueError(
-                f"system.guidance.objective: {type(objective).__name__} trains a network of its own, which "
-                "threestudio's checkpoints would not have; use carv-vsd-guidance for variational score distillation"
-            )
+        refuse_state(objective)
 
     def __call__(
         self,
