@@ -516,7 +516,7 @@ def main() -> None:
         case "systems":
             found = systems(copy, small, list(extensions))
         case "times":
-            sizes = {f"widths / {n}": make("sd15", work / "models" / f"sd15-{n}", divide=n) for n in (20, 10)}
+            sizes = {f"widths / {n}": make("sd15", work / "models" / f"sd15-{n}", divide=n, groups=8) for n in (20, 10)}
             found = times(copy, sizes, options.rounds)
         case _:
             found = builtin(copy, options.steps)
