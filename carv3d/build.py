@@ -103,15 +103,13 @@ def carv(config: schema.Config, teacher: Teacher) -> Carv:
 
 
 def check(config: schema.Config, teacher: Teacher, rng: torch.Generator) -> None:
-    """Build everything that the teacher apart a run needs; plug-ins are tried on one small picture.
+    """Build all that a run needs besides its teacher, and render one small picture.
 
     Raises:
         UserError: something that cannot be built, or parts that do not fit each other.
     """
     carv(config, teacher)
     made, drawn, sampler = scene(config, rng), renderer(config, rng.device), camera_sampler(config)
-    if all("." not in section.type for section in (config.scene, config.renderer, config.cameras)):
-        return
     try:
         cameras = sampler.around(1, 15.0, 8).to(rng.device)
         with torch.no_grad():

@@ -95,7 +95,7 @@ class Carv:
         _check_whole("chunk", chunk, 0)
         _check_whole("seed", seed, 0)
         check_choice("strata", strata, get_args(StrataKind))
-        # One try: a coupling of a plug-in that will not do is found before the first step.
+        # Called once here, so that a plug-in's coupling that gives something else is refused before the first step.
         coupled(1, int(resamples), (max(64, int(resamples)),), torch.Generator().manual_seed(0), torch.float32, noise)
         if clip is not None and (isinstance(clip, bool) or not 0 < clip < float("inf")):
             raise ValueError(f"clip must be a positive number or None, not {clip!r}")
@@ -251,7 +251,7 @@ class Carv:
 
     @contextmanager
     def kept(self) -> Iterator[None]:
-        """What the objective trains is put back at the end: for steps that are only timed."""
+        """Restores at the end what the objective trains: for steps that are only timed."""
         state = {name: tensor.clone() for name, tensor in self.objective.state_dict().items()}
         try:
             yield

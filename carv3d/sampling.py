@@ -121,7 +121,7 @@ def proposal(p: Tensor, w: Tensor, kind: str) -> Proposal:
     """The proposal of a name, for a target pmf p and weights w, both (T,).
 
     Raises:
-        UserError: an unknown name; or a pmf that is none, or that leaves out timesteps that count.
+        UserError: an unknown name; no pmf; or a pmf that is zero at a timestep where `p w` is not.
     """
     p, w = p.double(), w.double()
     q = registry.find("proposal", kind)(p, w)
@@ -130,9 +130,9 @@ def proposal(p: Tensor, w: Tensor, kind: str) -> Proposal:
     try:
         found = Proposal.of(p, q)
     except ValueError as error:
-        raise UserError(f"the proposal {kind!r} will not do: {error}") from None
+        raise UserError(f"the proposal {kind!r} cannot be used: {error}") from None
     if bool(((p * w > 0) & (found.q == 0)).any()):
-        raise UserError(f"the proposal {kind!r} never draws some timesteps that count: the gradient would be biased")
+        raise UserError(f"the proposal {kind!r} is zero at timesteps where p w is not: the gradient would be biased")
     return found
 
 

@@ -1,9 +1,9 @@
-"""Hold carv3d's guidances against threestudio's own, in a real checkout, on a CPU.
+"""Compare carv3d's guidances with threestudio's own, in a real checkout, on a CPU.
 
     python scripts/check_threestudio.py ~/threestudio --gaussians ~/threestudio-3dgs --mvdream ~/threestudio-mvdream
 
 In a Python with carv3d, pytorch-lightning, lightning and what else threestudio imports (docs/threestudio.md lists it).
-The checkout is copied and stays as it is. What needs CUDA is stood in for, see `scripts/lib/threestudio_cpu.py`.
+The checkout is copied and not changed. What needs CUDA is replaced, see `scripts/lib/threestudio_cpu.py`.
 
 `gradients`: the same timesteps and noises in both, the gradients at the picture compared. `systems`: threestudio's
 launch.py with the configs that people use, with the same comparison at every call. `times`: whole steps, in turns.
@@ -162,8 +162,8 @@ def gradients(checkout: Path, model: Path) -> dict[str, float]:
 
     plug_in.register()
     common = {"pretrained_model_name_or_path": str(model), "half_precision_weights": False}
-    texts = {**common, "prompt": "a red chair", "negative_prompt": "blurry", "spawn": False}
-    del texts["half_precision_weights"]
+    texts = {"pretrained_model_name_or_path": str(model), "prompt": "a red chair", "negative_prompt": "blurry"}
+    texts |= {"spawn": False}
     processor = ts.find("stable-diffusion-prompt-processor")
     plain, perp = processor(texts)(), processor({**texts, "use_perp_neg": True})()
     found: dict[str, float] = {}
@@ -208,7 +208,6 @@ def gradients(checkout: Path, model: Path) -> dict[str, float]:
     z = torch.randn(2, 64, 64, 4, generator=torch.Generator().manual_seed(3))
     angles = {**cameras(2), "rgb_as_latents": True}
     of_batch, draws = compare(guidance, guidance, z, (perp,), angles)
-    ours = []
     with mock.patch.object(guidance.distiller.carv, "draw", lambda *a, **o: draws):
         ours = gradient_of(lambda x: guidance(x, perp, **angles), z, "loss_sds")
     rows = []

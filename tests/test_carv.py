@@ -273,7 +273,7 @@ def test_arguments_of_another_type_are_named(teacher: TwoPointTeacher, keys: dic
 
 def test_numbers_of_numpy_are_numbers(teacher: TwoPointTeacher) -> None:
     last = len(teacher.schedule) - 1
-    found = Carv(teacher, resamples=np.int64(3), seed=np.int64(2), guidance=np.float32(1), t_range=(np.int64(1), last))  # type: ignore[arg-type]
+    found = Carv(teacher, resamples=np.int64(3), seed=np.int64(2), guidance=np.float32(1), t_range=(np.int64(1), last))
     same = Carv(teacher, resamples=3, seed=2, guidance=1.0, t_range=(1, last))
     z = latents()
     assert torch.equal(found.draw(z, step=1).t, same.draw(z, step=1).t)
@@ -303,8 +303,8 @@ def plug_ins() -> Iterator[None]:
 @pytest.mark.parametrize(
     "keys, said",
     [
-        ({"proposal": "narrow"}, "'narrow' never draws some timesteps that count: the gradient would be biased"),
-        ({"proposal": "negative"}, "'negative' will not do: a proposal must be finite, non-negative"),
+        ({"proposal": "narrow"}, "'narrow' is zero at timesteps where p w is not: the gradient would be biased"),
+        ({"proposal": "negative"}, "'negative' cannot be used: a proposal must be finite, non-negative"),
         ({"proposal": "short"}, "'short' must give a tensor of"),
         ({"proposal": "nothing"}, "'nothing' must give a tensor of"),
         ({"noise": "flat"}, r"'flat' must give a tensor \(R, K"),

@@ -14,7 +14,7 @@ from carv3d.attribution.pictures import Pictures
 from carv3d.attribution.projection import Projection
 from carv3d.errors import UserError
 from carv3d.teachers import DiffusersTeacher
-from carv3d.teachers.diffusers_pipeline import TextCondition
+from carv3d.teachers.text_condition import TextCondition
 
 
 @dataclass(frozen=True)

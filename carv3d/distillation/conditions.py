@@ -11,7 +11,7 @@ from carv3d.cameras import Cameras
 from carv3d.prompt_files import find_prompts, read_prompts
 from carv3d.shapes import ALL_THINGS
 from carv3d.teachers import DiffusersTeacher
-from carv3d.teachers.diffusers_pipeline import TextCondition
+from carv3d.teachers.text_condition import TextCondition
 
 
 def prompts_of(source: str) -> list[str]:

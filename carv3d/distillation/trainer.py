@@ -20,8 +20,8 @@ from carv3d.objectives.distribution_matching import DistributionMatching
 from carv3d.objectives.fake_score import FakeScore
 from carv3d.runs import generator_tensors, optimizer_state, optimizer_tensors, restore_generators
 from carv3d.teachers import DiffusersTeacher, Teacher
-from carv3d.teachers.diffusers_pipeline import TextCondition
 from carv3d.teachers.families.stable_diffusion import StableDiffusion
+from carv3d.teachers.text_condition import TextCondition
 
 _SETTLED = 20  # updates of the fake score before its running level is one
 _MEMORY = 0.98  # of that level, an update

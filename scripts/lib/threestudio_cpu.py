@@ -1,7 +1,7 @@
 """Stand-ins that let threestudio run where there is no CUDA: what cannot be installed there, in plain torch.
 
 Real: threestudio itself, its launch.py, Lightning, systems, data, geometry, materials, renderers, prompt processors,
-guidances, checkpoints. Stood in for: the kernels of tinycudann (hash grids), nerfacc (weights and resampling),
+guidances, checkpoints. Replaced: the kernels of tinycudann (hash grids), nerfacc (weights and resampling),
 nvdiffrast (without antialiasing, so that silhouettes have no gradient) and diff-gaussian-rasterization; and the
 device's name. Other packages that are not installed are empty: enough to import, not to use.
 """

@@ -9,6 +9,7 @@ from threestudio.utils.misc import get_rank
 from torch import Tensor
 
 from carv3d.errors import UserError
+from carv3d.estimator import Estimate
 from carv3d.guidance import Guidance
 from carv3d.integrations.threestudio.options import CarvOptions
 from carv3d.loss import Carv
@@ -82,8 +83,10 @@ class Distiller:
         self._call += 1
         return found
 
-    def __call__(self, z: Tensor, condition: Any, rng: torch.Generator, *, name: str = "loss_sds") -> dict[str, Any]:
-        """What threestudio's systems take of a guidance.
+    def __call__(
+        self, z: Tensor, condition: Any, rng: torch.Generator, *, name: str = "loss_sds"
+    ) -> tuple[dict[str, Any], Estimate]:
+        """What threestudio's systems take of a guidance, and the estimate.
 
         Args:
             z: (B, C, h, w) latents with a graph, or without one while a validation looks at them.
@@ -92,8 +95,7 @@ class Distiller:
             name: of the loss.
 
         Returns:
-            The loss, whose gradient at z is `fbar / B`; figures to log; and the `Estimate` under "estimate", which
-            the guidance takes out.
+            The loss, whose gradient at z is `fbar / B`, and figures to log, by name; what was drawn.
         """
         if z.requires_grad:
             loss, found = self.carv(z, condition, rng)
@@ -107,8 +109,7 @@ class Distiller:
             "min_step": low,
             "max_step": high,
             "effective_sample_size": found.effective_sample_size(),
-            "estimate": found,
         }
         if self.carv.resamples > 1:
             out["noise_share"] = found.noise_share()
-        return out
+        return out, found

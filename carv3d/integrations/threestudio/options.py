@@ -25,18 +25,18 @@ class CarvOptions:
     objective: Any = "sds"  # or csd, package.Name; or a mapping of type and the objective's own keys
 
 
-# Keys of guidances that a config may come from, and what to do about them.
+_VSD = "use carv-vsd-guidance for variational score distillation"
+_MVDREAM = "the guidance of MVDream judges four views together with a network of its own, which this one cannot serve"
+# Keys that other guidances have, and what to do in place of them.
 _ELSEWHERE = {
-    "pretrained_model_name_or_path_lora": "use carv-vsd-guidance for variational score distillation",
-    "guidance_scale_lora": "use carv-vsd-guidance for variational score distillation",
-    "lora_cfg_training": "use carv-vsd-guidance for variational score distillation",
-    "camera_condition_type": "it is of guidances that are told the camera, which this one is not",
-    "model_name": "mvdream-multiview-diffusion-guidance judges four views together with a network of its own, "
-    "which this guidance cannot serve",
-    "n_view": "mvdream-multiview-diffusion-guidance judges four views together with a network of its own, "
-    "which this guidance cannot serve",
-    "cond_image_path": "guidances by a picture (zero123) are told a picture, which this one is not",
-    "lower_memory_load": "DeepFloyd IF is served by carv-teacher-guidance",
+    "pretrained_model_name_or_path_lora": _VSD,
+    "guidance_scale_lora": _VSD,
+    "lora_cfg_training": _VSD,
+    "camera_condition_type": "this guidance is not told the camera",
+    "model_name": _MVDREAM,
+    "n_view": _MVDREAM,
+    "cond_image_path": "this guidance is told a text, and not a picture as that of zero123",
+    "lower_memory_load": "use carv-teacher-guidance for DeepFloyd IF",
 }
 
 

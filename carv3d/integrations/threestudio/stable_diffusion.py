@@ -118,8 +118,7 @@ class CarvGuidance(Own):
             z = self.latents(rgb, rgb_as_latents, rng)
             condition = self.condition(prompt_utils, elevation, azimuth, camera_distances)
             self.distiller.carv.guidance = self.prompted[bool(prompt_utils.use_perp_neg)]
-            out = self.distiller(z, condition, rng, name=self.loss)
-            found = out.pop("estimate")
+            out, found = self.distiller(z, condition, rng, name=self.loss)
             if guidance_eval:
                 out["eval"] = self.evaluation(z, condition, found, (elevation, azimuth, camera_distances))
             self.after(z, condition, rng, out)

@@ -178,8 +178,7 @@ class CarvTeacherGuidance(BaseObject):
             except UserError as error:
                 raise ValueError(f"system.prompt_processor.prompt: {error}") from None
             self.distiller.carv.guidance = self.prompted[prompt_utils.views.perp_neg]
-            out = self.distiller(z, condition, rng)
-        del out["estimate"]
+            out, _ = self.distiller(z, condition, rng)
         return out
 
     def update_step(self, epoch: int, global_step: int, on_load_weights: bool = False) -> None:

@@ -52,8 +52,8 @@ class _Inner(CarvGuidance):
 class CarvVsdGuidance(BaseModule):
     """Takes every key of `stable-diffusion-vsd-guidance`, and those of `CarvOptions` but `objective`.
 
-    What is otherwise than there: the second network starts as the first, whatever `pretrained_model_name_or_path_lora`
-    says; it is told the words, view words included, and no camera; it is always told the words.
+    Differences from it: the second network starts as the first, whatever `pretrained_model_name_or_path_lora` says;
+    it is told no camera; it is told the words in every update, view words included.
     """
 
     @dataclass
@@ -94,7 +94,6 @@ class CarvVsdGuidance(BaseModule):
         keys = {key: cfg[key] for key in _Inner.Config.__dataclass_fields__}
         keys["objective"] = {"type": "vsd", "rank": cfg.lora_rank, "draws": cfg.lora_n_timestamp_samples}
         self.inner = _Inner(keys)
-        self.inner.name = "carv-vsd-guidance"
         objective = self.inner.distiller.carv.objective
         assert isinstance(objective, Vsd)
         network = objective.network

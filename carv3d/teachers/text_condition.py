@@ -1,0 +1,62 @@
+"""What a pipeline's network is told of some views: texts, mixtures of texts, cameras."""
+
+from __future__ import annotations
+
+from collections.abc import Sequence
+from dataclasses import dataclass
+
+import torch
+from torch import Tensor
+
+from carv3d.teachers.families import Words
+
+
+@dataclass(frozen=True)
+class TextCondition:
+    """What the network is told of each of N views; texts are mixtures of V known ones.
+
+    Attributes:
+        words: of the V texts, shared by all views.
+        uncond, cond: (N, V) shares of the texts, which sum to 1.
+        negatives: (N, B, V) of Perp-Neg's negatives; B may be 0.
+        weights: (N, B), at most 0.
+        camera: (N, 4) camera vectors, or None for a teacher that cannot be told.
+    """
+
+    words: Words
+    uncond: Tensor
+    cond: Tensor
+    negatives: Tensor
+    weights: Tensor
+    camera: Tensor | None
+
+    def __len__(self) -> int:
+        return len(self.cond)
+
+    def __getitem__(self, rows: Tensor) -> TextCondition:
+        camera = None if self.camera is None else self.camera[rows]
+        return TextCondition(
+            self.words, self.uncond[rows], self.cond[rows], self.negatives[rows], self.weights[rows], camera
+        )
+
+    def mixed(self, shares: Tensor) -> Words:
+        """Words (N, ...) of shares (N, V) of the texts."""
+        return {
+            name: torch.einsum("nv,v...->n...", shares.to(states.dtype), states) for name, states in self.words.items()
+        }
+
+
+def joined(conditions: Sequence[TextCondition]) -> TextCondition:
+    """The rows of several conditions as one; their texts are kept side by side."""
+    words = {name: torch.cat([one.words[name] for one in conditions]) for name in conditions[0].words}
+    counts = [one.cond.shape[-1] for one in conditions]
+    total, before = sum(counts), 0
+    parts: dict[str, list[Tensor]] = {"uncond": [], "cond": [], "negatives": []}
+    for one, count in zip(conditions, counts, strict=True):
+        for name, rows in parts.items():
+            rows.append(torch.nn.functional.pad(getattr(one, name), (before, total - before - count)))
+        before += count
+    uncond, cond, negatives = (torch.cat(rows) for rows in parts.values())
+    cameras = [one.camera for one in conditions if one.camera is not None]
+    weights = torch.cat([one.weights for one in conditions])
+    return TextCondition(words, uncond, cond, negatives, weights, torch.cat(cameras) if cameras else None)
