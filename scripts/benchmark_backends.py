@@ -12,7 +12,7 @@ from __future__ import annotations
 import argparse
 import statistics
 import time
-from collections.abc import Callable
+from collections.abc import Callable, Sequence
 from dataclasses import dataclass
 from typing import Any
 
@@ -127,6 +127,27 @@ def markdown(rows: list[Row], title: str) -> str:
     return "\n".join(lines)
 
 
+def compare_all(device: torch.device, sizes: Sequence[int], rounds: int) -> tuple[list[Row], list[str]]:
+    """Every backend at every size; and a line for each that does not work here."""
+    candidates: list[tuple[str, str | None, Callable[[], tuple[Subject, Subject]]]] = [
+        ("gsplat", gsplat_backend.problem(device), lambda: (splats("torch", device), splats("gsplat", device))),
+        ("nerfacc", nerfacc_backend.problem(device), lambda: (volume("torch", device), volume("nerfacc", device))),
+        (
+            "fused hash grid",
+            fused_hash_grid.problem(device),
+            lambda: (hash_grid(TorchHashGrid, device), hash_grid(HashGrid, device)),
+        ),
+    ]
+    rows: list[Row] = []
+    missing: list[str] = []
+    for name, problem, pair in candidates:
+        if problem is not None:
+            missing.append(f"- not compared: {problem}")
+            continue
+        rows += [compare(name, pair(), size, rounds, device) for size in sizes]
+    return rows, missing
+
+
 def main() -> None:
     """Measure and print."""
     parser = argparse.ArgumentParser(description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter)
@@ -137,21 +158,7 @@ def main() -> None:
         print("There is nothing to compare: gsplat, nerfacc and the fused hash grid need a CUDA device.")
         return
     device = torch.device("cuda")
-    candidates: list[tuple[str, str | None, Callable[[], tuple[Subject, Subject]]]] = [
-        ("gsplat", gsplat_backend.problem(device), lambda: (splats("torch", device), splats("gsplat", device))),
-        ("nerfacc", nerfacc_backend.problem(device), lambda: (volume("torch", device), volume("nerfacc", device))),
-        (
-            "fused hash grid",
-            fused_hash_grid.problem(device),
-            lambda: (hash_grid(TorchHashGrid, device), hash_grid(HashGrid, device)),
-        ),
-    ]
-    rows, missing = [], []
-    for name, problem, pair in candidates:
-        if problem is not None:
-            missing.append(f"- not compared: {problem}")
-            continue
-        rows += [compare(name, pair(), size, options.rounds, device) for size in options.sizes]
+    rows, missing = compare_all(device, options.sizes, options.rounds)
     title = f"{torch.cuda.get_device_name(device)}, torch {torch.__version__}, medians of {options.rounds} rounds"
     print("\n".join([markdown(rows, title), *missing]))
 
