@@ -27,7 +27,7 @@ setup(
     packages=[*find_packages(include=["carv3d", "carv3d.*"]), "carv3d.configs"],
     package_dir={"carv3d.configs": "configs"},
     package_data={
-        "carv3d": ["py.typed"],
+        "carv3d": ["py.typed", "*/__init__.pyi"],
         "carv3d.configs": ["*.yaml", "*/*.yaml", "*/*.txt"],
         "carv3d.integrations.threestudio": ["extension/**"],
         "carv3d.reports": ["*.j2"],
@@ -38,7 +38,9 @@ setup(
         "fast-simplification>=0.1.7",
         "imageio>=2.34",
         "imageio-ffmpeg>=0.5",
+        "filelock>=3.16",
         "jinja2>=3",
+        "lazy-loader>=0.4",
         "manifold3d>=3",
         "matplotlib>=3.8",
         "nerfacc>=0.5.3",
@@ -46,6 +48,7 @@ setup(
         "omegaconf>=2.4",  # its dataclasses may have Literal fields
         "pillow>=10",
         "psutil>=5.9",
+        "pydantic>=2.9",
         "pyyaml>=6",
         "rich>=13",
         "safetensors>=0.4.3",

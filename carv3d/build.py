@@ -7,7 +7,6 @@ from typing import Any
 
 import torch
 
-from carv3d.allocation import START
 from carv3d.cameras import Sampler
 from carv3d.config import schema
 from carv3d.config.section import Context
@@ -17,6 +16,7 @@ from carv3d.loss import Carv
 from carv3d.renderers import Renderer
 from carv3d.scenes import Scene
 from carv3d.teachers import Teacher
+from carv3d.training.allocation import START
 
 
 def device(config: schema.Config) -> torch.device:

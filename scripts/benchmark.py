@@ -24,10 +24,10 @@ from torch.utils.flop_counter import FlopCounterMode
 from carv3d import build
 from carv3d.accounting import CostMeter
 from carv3d.config import find_config, load, validate
-from carv3d.generation import set_threads
+from carv3d.generation.generation import set_threads
 from carv3d.runs.environment import cpu_name, device_name
-from carv3d.timing import Clock
-from carv3d.training import Trainer
+from carv3d.system.clock import Clock
+from carv3d.training.trainer import Trainer
 
 PARTS = ("render", "encode", "denoise", "backward")
 NAIVE = 0  # stands for R in the naive loop's key

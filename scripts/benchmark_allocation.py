@@ -19,10 +19,10 @@ from benchmark_regimes import arguments, train
 from numpy.typing import NDArray
 
 from carv3d.accounting import CostModel, Gradient, VarianceMeter
-from carv3d.generation import load_trainer, set_threads
+from carv3d.generation.generation import load_trainer, set_threads
 from carv3d.loss import Carv
 from carv3d.runs import Run, read_metrics
-from carv3d.training import Trainer
+from carv3d.training.trainer import Trainer
 
 LEVELS = (1, 2, 4, 8, 16)
 STAGES = (0.1, 0.5, 1.0)  # of the run

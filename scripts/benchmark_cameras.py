@@ -18,7 +18,7 @@ from torch import Tensor
 
 from carv3d.accounting.windows import on_table, resolved_variance
 from carv3d.cameras import sequence_points
-from carv3d.generation import load_trainer, set_threads
+from carv3d.generation.generation import load_trainer, set_threads
 from carv3d.measurement.observation import TABLE, camera_table
 from carv3d.runs import Run
 

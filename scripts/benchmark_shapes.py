@@ -22,12 +22,12 @@ from pathlib import Path
 import torch
 
 from carv3d.cameras import orbit
-from carv3d.generation import load_trained
+from carv3d.generation.generation import load_trained
+from carv3d.generation.results import render_views
 from carv3d.images import sheet, write_png
 from carv3d.mesh import load
-from carv3d.prompt_files import read_prompts
+from carv3d.prompts.files import read_prompts
 from carv3d.renderers.mesh import render_mesh
-from carv3d.results import render_views
 from carv3d.runs import Run, replace_file, slug
 from carv3d.shapes import parse, reference
 

@@ -19,8 +19,8 @@ from rich.table import Table
 
 from carv3d import build
 from carv3d.config import find_config, load
-from carv3d.generation import set_threads
-from carv3d.training import Trainer
+from carv3d.generation.generation import set_threads
+from carv3d.training.trainer import Trainer
 
 PARTS = ("render", "encode", "denoise", "backward", "optimiser")
 

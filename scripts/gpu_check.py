@@ -26,10 +26,9 @@ import typer
 ROOT = Path(__file__).resolve().parents[1]
 sys.path[:0] = [str(ROOT), str(ROOT / "scripts")]
 
-from carv3d import build  # noqa: E402
 from carv3d.config import find_config, load, validate  # noqa: E402
 from carv3d.runs.environment import cpu_name, device_name  # noqa: E402
-from carv3d.training import Trainer  # noqa: E402
+from carv3d.training.trainer import Trainer  # noqa: E402
 
 GIB = 2**30
 SIZES = ("sd21-base", "sdxl")
@@ -72,7 +71,7 @@ class Check:
         running = {}
         for name, package in names.items():
             module = name if name.startswith("fused") else f"{name}_backend"
-            code = f"import torch; from carv3d.{package} import {module} as m; print(m.problem(torch.device('{self.device}')))"
+            code = f"import torch, carv3d.{package}.{module} as m; print(m.problem(torch.device('{self.device}')))"
             running[name] = subprocess.Popen(
                 [sys.executable, "-c", code], cwd=ROOT, stdout=subprocess.PIPE, stderr=subprocess.DEVNULL, text=True
             )

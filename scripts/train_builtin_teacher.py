@@ -30,11 +30,11 @@ from torch import Tensor
 from torch.optim.swa_utils import AveragedModel, get_ema_multi_avg_fn
 from transformers import CLIPTextConfig, CLIPTextModel, CLIPTokenizer
 
-from carv3d.arithmetic import autocast
 from carv3d.cameras import Cameras
 from carv3d.images import sheet, write_png
-from carv3d.prompts import VIEWS, ViewPrompts
+from carv3d.prompts.views import VIEWS, ViewPrompts
 from carv3d.shapes import COLOURS, SHAPES, Thing, colourise, palette, shade_maps, training_views
+from carv3d.system.arithmetic import autocast
 from carv3d.teachers import DiffusersTeacher
 from carv3d.teachers.camera_conditioning import camera_vector
 from carv3d.teachers.ddim import ddim_sample

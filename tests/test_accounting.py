@@ -29,7 +29,7 @@ from carv3d.accounting import (
 )
 from carv3d.accounting.windows import on_table
 from carv3d.cameras import sequence_points
-from carv3d.timing import Clock
+from carv3d.system.clock import Clock
 
 
 class TestVarianceMeter:

@@ -9,8 +9,8 @@ import pytest
 import torch
 from transformers import CLIPImageProcessor, CLIPModel, CLIPTokenizer
 
-from carv3d.alignment import Clip
 from carv3d.errors import UserError
+from carv3d.evaluation.clip import Clip
 from tests.pipelines import make_clip, make_pipeline
 from tests.test_cli import QUICK, carv3d
 

@@ -7,10 +7,10 @@ from typing import Any
 import pytest
 import torch
 
-from carv3d.allocation import FEWEST, LEVELS, MOST, NEEDED, START, Allocation
 from carv3d.cameras import Cameras
 from carv3d.config import find_config, load
-from carv3d.training import Trainer, check_logs
+from carv3d.training.allocation import FEWEST, LEVELS, MOST, NEEDED, START, Allocation
+from carv3d.training.trainer import Trainer, check_logs
 from tests.test_cli import QUICK
 
 SIZE = 400  # parameters

@@ -5,9 +5,10 @@ from __future__ import annotations
 import pytest
 import torch
 
-from carv3d import arithmetic, build
+from carv3d import build
 from carv3d.config import Config
 from carv3d.config.teachers import DiffusersTeacher
+from carv3d.system import arithmetic
 
 
 def test_auto_is_bfloat16_only_where_the_machine_has_it(monkeypatch: pytest.MonkeyPatch) -> None:

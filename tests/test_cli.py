@@ -261,7 +261,7 @@ def test_out_of_memory_says_what_to_lower(
     def fail(*_: object) -> None:
         raise RuntimeError("CUDA out of memory. Tried to allocate 20.00 MiB")
 
-    monkeypatch.setattr("carv3d.generation.load_trained", fail)
+    monkeypatch.setattr("carv3d.generation.generation.load_trained", fail)
     code, _, err = carv3d("render", str(run), capsys=capsys)
     assert code == 2 and "guidance.chunk" in err and "Traceback" not in err
 

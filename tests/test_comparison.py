@@ -20,15 +20,15 @@ import pytest
 import torch
 from torch import Tensor
 
-from carv3d.alignment import Alignment, Clip
 from carv3d.comparison import comparison as module
 from carv3d.comparison import execution, plan, yardsticks
 from carv3d.comparison.execution import _Children, check_runs, execute, folder_name, jobs_of
 from carv3d.comparison.plan import make_plan, methods_of
 from carv3d.config import load
 from carv3d.errors import UserError
-from carv3d.evaluation import Judge
-from carv3d.generation import generate
+from carv3d.evaluation.clip import Alignment, Clip
+from carv3d.evaluation.evaluation import Judge
+from carv3d.generation.generation import generate
 from carv3d.runs import Run
 from tests.comparisons import QUIET, TINY, known_times, planned, tiny
 from tests.pipelines import make_clip, make_pipeline
@@ -135,8 +135,8 @@ def test_quality_by_clip(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> Non
         return judged(self, rgb, prompt, prompts)
 
     monkeypatch.setattr(Clip, "alignment", alignment)
-    monkeypatch.setattr("carv3d.alignment._VIEWS", 2)
-    monkeypatch.setattr("carv3d.alignment._SIZE", 48)
+    monkeypatch.setattr("carv3d.evaluation.clip._VIEWS", 2)
+    monkeypatch.setattr("carv3d.evaluation.clip._SIZE", 48)
     out = io.StringIO()
     with contextlib.redirect_stdout(out):
         code, _, _ = carv3d("compare", *words, *where, "--equal", "calls", "--clip", str(clip), "--json")

@@ -10,8 +10,9 @@ import torch
 
 from carv3d.cameras import Cameras
 from carv3d.errors import UserError
-from carv3d.moments import carry_moments
-from carv3d.scenes import Densification, Gaussians
+from carv3d.scenes import Gaussians
+from carv3d.scenes.densification import Densification
+from carv3d.training.moments import carry_moments
 from tests.gaussians import cameras, cloud, look, seeded
 
 RULE = Densification(every=1, begin=0.0, end=1.0, gradient=1.0, split_scale=0.1, prune_opacity=0.0, prune_scale=9.0)

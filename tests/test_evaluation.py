@@ -8,7 +8,7 @@ import imageio.v3 as iio
 import pytest
 import torch
 
-from carv3d.evaluation import Judge, silhouette_iou
+from carv3d.evaluation.evaluation import Judge, silhouette_iou
 from carv3d.images import sheet, write_png, write_video
 from carv3d.shapes import ALL_THINGS, Thing
 

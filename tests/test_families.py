@@ -16,7 +16,7 @@ from carv3d.cameras import Cameras
 from carv3d.errors import UserError
 from carv3d.guidance import Branch, PerpNeg, perpendicular
 from carv3d.loss import Carv
-from carv3d.prompts import ViewPrompts, with_views
+from carv3d.prompts.views import ViewPrompts, with_views
 from carv3d.sampling import sds_weight
 from carv3d.teachers import DiffusersTeacher
 from carv3d.teachers.ddim import ddim_sample

@@ -12,7 +12,7 @@ import torch
 import carv3d
 from carv3d.cameras import Cameras
 from carv3d.errors import UserError
-from carv3d.prompts import ViewPrompts
+from carv3d.prompts.views import ViewPrompts
 from carv3d.teachers import DiffusersTeacher
 from tests.estimates import sds
 from tests.pipelines import MAKERS, make_pipeline

@@ -13,12 +13,12 @@ from rich.console import Console
 
 from carv3d.cameras import Cameras
 from carv3d.config import Ramp, schema, validate
-from carv3d.generation import generate, load_trained
+from carv3d.generation.generation import generate, load_trained
 from carv3d.mesh import load
 from carv3d.runs import Run
 from carv3d.scenes import Gaussians
 from carv3d.teachers import ExactTeacher
-from carv3d.training import Trainer
+from carv3d.training.trainer import Trainer
 from tests.gaussians import look, read_splats, seeded, small
 from tests.test_cli import carv3d
 from tests.test_point_cloud import XYZ, ply_text

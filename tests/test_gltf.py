@@ -18,7 +18,7 @@ import numpy as np
 import pytest
 
 from carv3d.config import schema
-from carv3d.results import export
+from carv3d.generation.results import export
 from carv3d.scenes import Gaussians, Scene, VoxelGrid
 from tests.gaussians import seeded
 

@@ -9,7 +9,7 @@ from pathlib import Path
 import pytest
 import torch
 
-from carv3d.kernels import unusable
+from carv3d.kernels.compiled import unusable
 
 CUDA = torch.device("cuda")
 VARIABLE = "NVCC_APPEND_FLAGS"

@@ -14,7 +14,7 @@ import torch
 from carv3d.config import find_config, load
 from carv3d.measurement import findings, observe
 from carv3d.measurement import report as report_of
-from carv3d.training import Trainer
+from carv3d.training.trainer import Trainer
 from tests.test_cli import QUICK, carv3d
 
 GRID = ["--renders", "1,2", "--resamples", "1,4"]

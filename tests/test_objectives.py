@@ -26,7 +26,7 @@ from carv3d.objectives.sds import Sds
 from carv3d.objectives.vsd import Vsd
 from carv3d.sampling import sds_weight, uniform_pmf
 from carv3d.teachers import DiffusersTeacher, ExactTeacher
-from carv3d.training import Trainer
+from carv3d.training.trainer import Trainer
 from tests.pipelines import make_deepfloyd, make_pipeline, make_sd3, make_sdxl
 from tests.test_cli import carv3d
 from tests.test_training import small

@@ -10,7 +10,7 @@ import pytest
 from carv3d.comparison.execution import _Children
 from carv3d.comparison.plan import methods_of
 from carv3d.config import find_config, load, validate
-from carv3d.prompt_files import find_prompts, read_prompts
+from carv3d.prompts.files import find_prompts, read_prompts
 from carv3d.runs import Run, read_metrics
 from tests.pipelines import make_clip
 from tests.random_sd import make_narrow
@@ -49,8 +49,8 @@ def test_the_arms_run_against_each_other(
     tmp_path: Path, monkeypatch: pytest.MonkeyPatch, capsys: pytest.CaptureFixture[str]
 ) -> None:
     """`carv3d compare` of the three, by CLIP: narrow, of small pictures, and a few steps."""
-    monkeypatch.setattr("carv3d.alignment._VIEWS", 2)
-    monkeypatch.setattr("carv3d.alignment._SIZE", 24)
+    monkeypatch.setattr("carv3d.evaluation.clip._VIEWS", 2)
+    monkeypatch.setattr("carv3d.evaluation.clip._SIZE", 24)
     monkeypatch.setattr(_Children, "run", in_process)
     teacher, clip = make_narrow(tmp_path / "teacher"), make_clip(tmp_path / "clip")
     (tmp_path / "prompts.txt").write_text("A fluffy, orange cat\n")

@@ -7,7 +7,7 @@ from pathlib import Path
 import pytest
 
 from carv3d.errors import UserError
-from carv3d.prompt_files import DEFAULT_PROMPTS, LIBRARY, find_prompts, look_up, read_prompts
+from carv3d.prompts.files import DEFAULT_PROMPTS, LIBRARY, find_prompts, look_up, read_prompts
 from carv3d.shapes import parse
 from tests.test_cli import QUICK, carv3d
 

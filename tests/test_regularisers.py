@@ -10,8 +10,8 @@ from hypothesis import given
 from hypothesis import strategies as st
 from torch import Tensor
 
-from carv3d.regularisers import opacity, orientation, sparsity
 from carv3d.renderers import RaySamples, Render
+from carv3d.training.regularisers import opacity, orientation, sparsity
 
 
 def render(alpha: Tensor, samples: RaySamples | None = None) -> Render:

@@ -8,9 +8,9 @@ import pytest
 import torch
 from plyfile import PlyData
 
-from carv3d import results
 from carv3d.cameras import Cameras
 from carv3d.config import schema
+from carv3d.generation import results
 from carv3d.scenes import Gaussians
 from carv3d.scenes.splat_file import to_ply
 from tests.gaussians import cloud, look, read_splats, seeded

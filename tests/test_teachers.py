@@ -13,7 +13,7 @@ from safetensors.torch import load_file, save_file
 
 from carv3d.cameras import Cameras
 from carv3d.errors import UserError
-from carv3d.prompts import ViewPrompts
+from carv3d.prompts.views import ViewPrompts
 from carv3d.shapes import Thing, reference
 from carv3d.teachers import DiffusersTeacher, ExactTeacher, NoiseSchedule
 from carv3d.teachers.camera_conditioning import camera_vector

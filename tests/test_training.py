@@ -21,14 +21,14 @@ from carv3d.config import Config, Ramp, schema
 from carv3d.config.scenes import Gaussians, VoxelGrid
 from carv3d.config.teachers import ExactTeacher as ExactSection
 from carv3d.errors import UserError
-from carv3d.evaluation import Judge
-from carv3d.generation import generate
+from carv3d.evaluation.evaluation import Judge
+from carv3d.generation.generation import generate
 from carv3d.guidance import Branch
 from carv3d.runs import Run, read_metrics
 from carv3d.shapes import parse
 from carv3d.teachers import ExactTeacher
 from carv3d.teachers.exact import ExactCondition
-from carv3d.training import Trainer, check_logs
+from carv3d.training.trainer import Trainer, check_logs
 
 
 def small(steps: int = 12, **guidance: object) -> Config:

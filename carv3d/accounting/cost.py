@@ -7,7 +7,7 @@ from dataclasses import dataclass
 
 import numpy as np
 
-from carv3d.timing import Clock
+from carv3d.system.clock import Clock
 
 
 class CostMeter:

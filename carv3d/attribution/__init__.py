@@ -1,9 +1,5 @@
 """Which training pictures made a sample: gradients of the diffusion loss compared over shared (t, eps)."""
 
-from carv3d.attribution.attribution import Attributed, attribute
-from carv3d.attribution.draws import SharedDraws
-from carv3d.attribution.gradients import RowGradients
-from carv3d.attribution.projection import Projection
-from carv3d.attribution.scores import ends, scores
+import lazy_loader
 
-__all__ = ["Attributed", "Projection", "RowGradients", "SharedDraws", "attribute", "ends", "scores"]
+__getattr__, __dir__, __all__ = lazy_loader.attach_stub(__name__, __file__)  # names and modules: __init__.pyi

@@ -28,11 +28,11 @@ from carv3d.attribution.signatures import Signer
 from carv3d.config import AttributeConfig, Config
 from carv3d.config.teachers import DiffusersTeacher as TeacherSection
 from carv3d.errors import UserError
-from carv3d.generation import set_threads
-from carv3d.progress import progress
+from carv3d.generation.generation import set_threads
 from carv3d.runs import replace_file
 from carv3d.runs.locking import locked
 from carv3d.shapes import parse
+from carv3d.system.progress import progress
 from carv3d.teachers import DiffusersTeacher
 
 _TEACHER_KEYS = ("dtype", "posterior", "camera", "image_size")

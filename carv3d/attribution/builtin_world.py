@@ -10,7 +10,7 @@ from torch import Tensor
 
 from carv3d.attribution.pictures import Pictures, digest_of
 from carv3d.cameras import Cameras
-from carv3d.prompts import VIEWS, ViewPrompts
+from carv3d.prompts.views import VIEWS, ViewPrompts
 from carv3d.shapes import COLOURS, Thing, colourise, palette, shade_maps, training_views
 from carv3d.teachers.camera_conditioning import camera_vector
 

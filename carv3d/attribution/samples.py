@@ -10,7 +10,7 @@ import torch
 from carv3d.attribution.pictures import InMemory, unknown_camera
 from carv3d.cameras import CameraSampler
 from carv3d.errors import UserError
-from carv3d.prompts import VIEWS, ViewPrompts
+from carv3d.prompts.views import VIEWS, ViewPrompts
 from carv3d.shapes import parse
 from carv3d.teachers import DiffusersTeacher
 from carv3d.teachers.camera_conditioning import camera_vector

@@ -50,7 +50,7 @@ def doctor(words: Words = None, as_json: AsJson = False) -> None:
     from rich.markup import escape
 
     from carv3d.config import find_config, load, validate
-    from carv3d.doctor import examine
+    from carv3d.system.doctor import examine
 
     config = None
     if words:

@@ -38,7 +38,7 @@ def attribute(
     config = load(source, overrides, of=AttributeConfig)
     validate(config)
     if prompts is not None:
-        from carv3d.prompt_files import find_prompts, read_prompts
+        from carv3d.prompts.files import find_prompts, read_prompts
 
         own += [prompt for prompt in read_prompts(find_prompts(prompts)) if prompt not in own]
     data = Path(config.data.path).expanduser()

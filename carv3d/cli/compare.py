@@ -49,9 +49,9 @@ def compare(
     configs = [(source.stem, load(source, overrides)) for source in sources]
     for _, found in configs:
         validate(found)
-    from carv3d.alignment import DEFAULT_CLIP
     from carv3d.comparison import compare as run_comparison
-    from carv3d.prompt_files import DEFAULT_PROMPTS, find_prompts
+    from carv3d.evaluation.clip import DEFAULT_CLIP
+    from carv3d.prompts.files import DEFAULT_PROMPTS, find_prompts
     from carv3d.reports.comparison import terminal_table, write_page
 
     names = "-".join(name for name, _ in configs)

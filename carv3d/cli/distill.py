@@ -54,7 +54,7 @@ def distill(
     validate(config)
     from carv3d import build
     from carv3d.distillation import DistillationRun, Distiller
-    from carv3d.generation import cores
+    from carv3d.generation.generation import cores
 
     device = build.device(config.shared())
     # As found, not as asked for: a run that goes on elsewhere keeps its device and its order of sums.

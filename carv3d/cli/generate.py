@@ -47,7 +47,7 @@ def generate(
             validate(config)
             _finish(run, resume=True, teacher=None, changed=config if overrides else None, as_json=as_json)
     else:
-        from carv3d.prompt_files import look_up
+        from carv3d.prompts.files import look_up
 
         name, prompt, overrides = sort_words(words or [])
         source = find_config(name or DEFAULT_CONFIG)
@@ -60,7 +60,7 @@ def generate(
         import torch
 
         from carv3d import build
-        from carv3d.generation import cores
+        from carv3d.generation.generation import cores
         from carv3d.runs import Run
         from carv3d.shapes import parse
 
@@ -78,7 +78,7 @@ def generate(
 
 def _finish(run: Run, *, resume: bool, teacher: Teacher | None, changed: Config | None, as_json: bool) -> None:
     """Train to the end, make the results, say where they are."""
-    from carv3d.generation import generate as generate_run
+    from carv3d.generation.generation import generate as generate_run
 
     console.print(f"{run.config.prompt} → {run.path}", markup=False, highlight=False, soft_wrap=True)
     try:

@@ -41,12 +41,12 @@ def measure(
     """
     from rich.progress import TextColumn
 
-    from carv3d.generation import load_trainer, set_threads
+    from carv3d.generation.generation import load_trainer, set_threads
     from carv3d.measurement import observe, report
-    from carv3d.progress import progress
     from carv3d.reports.measurement import lead, page_of, terminal_table
     from carv3d.reports.page import colophon
     from carv3d.runs import Run, disk_errors, environment, replace_file, slug
+    from carv3d.system.progress import progress
 
     words = words or []
     targets = [word for word in words if (Path(word).expanduser() / "config.yaml").is_file()]
@@ -60,8 +60,8 @@ def measure(
             folder = output or run.path / "measure" / f"step_{trainer.step_count:06d}"
     else:
         from carv3d.config import find_config, load, require_prompt, validate
-        from carv3d.prompt_files import look_up
-        from carv3d.training import Trainer
+        from carv3d.prompts.files import look_up
+        from carv3d.training.trainer import Trainer
 
         if step is not None:
             raise UserError("--step is of a run's checkpoint: give a run")

@@ -25,8 +25,9 @@ def render(
 
     Example: `carv3d render outputs/shapes/a-red-mushroom-1 --frames 120 --size 512`
     """
-    from carv3d import build, results
-    from carv3d.generation import load_trained, set_threads
+    from carv3d import build
+    from carv3d.generation import results
+    from carv3d.generation.generation import load_trained, set_threads
     from carv3d.runs import Run, disk_errors
 
     with Run.open(run_path) as run:
@@ -63,8 +64,8 @@ def export(
     Example: `carv3d export outputs/shapes/a-red-mushroom-1 --format glb,obj --resolution 192`
     """
     from carv3d.config import load, validate
-    from carv3d.generation import load_trained, set_threads
-    from carv3d.results import export as export_files
+    from carv3d.generation.generation import load_trained, set_threads
+    from carv3d.generation.results import export as export_files
     from carv3d.runs import Run, disk_errors
 
     with Run.open(run_path) as run:
@@ -119,7 +120,7 @@ def evaluate(
     if prompts and not clip:
         raise UserError("--prompts are what CLIP tells the prompt from: give --clip too")
     from carv3d.integrations.threestudio import pictures
-    from carv3d.prompt_files import LIBRARY, find_prompts, read_prompts
+    from carv3d.prompts.files import LIBRARY, find_prompts, read_prompts
 
     others = read_prompts(find_prompts(prompts or LIBRARY)) if clip else []
     if pictures.is_threestudio_run(run_path):
@@ -127,9 +128,9 @@ def evaluate(
     else:
         if prompt is not None:
             raise UserError("a run of carv3d has its own prompt: leave --prompt out")
-        from carv3d.alignment import Clip
-        from carv3d.evaluation import evaluate_run
-        from carv3d.generation import set_threads
+        from carv3d.evaluation.clip import Clip
+        from carv3d.evaluation.evaluation import evaluate_run
+        from carv3d.generation.generation import set_threads
         from carv3d.runs import Run
 
         with Run.open(run_path) as run:
@@ -144,7 +145,7 @@ def evaluate(
 
 
 def _evaluate_pictures(path: Path, clip: str | None, prompt: str | None, others: list[str]) -> dict[str, Any]:
-    from carv3d.alignment import DEFAULT_CLIP, Clip
+    from carv3d.evaluation.clip import DEFAULT_CLIP, Clip
     from carv3d.integrations.threestudio import pictures
 
     if clip is None:

@@ -12,7 +12,7 @@ import torch
 from carv3d import build
 from carv3d.config import Config
 from carv3d.teachers import Teacher
-from carv3d.training import Trainer
+from carv3d.training.trainer import Trainer
 
 _PILOT = 300  # steps of a trial run at most; schedules are shares of a run, so that it goes through all of them
 _TURN = 10  # steps

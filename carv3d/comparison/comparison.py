@@ -11,7 +11,6 @@ import numpy as np
 from rich.console import Console
 from rich.progress import track
 
-from carv3d.alignment import Clip
 from carv3d.comparison.execution import Job, check_runs, execute, jobs_of
 from carv3d.comparison.plan import EQUAL, Method, Plan, knows_truth, make_plan, methods_of
 from carv3d.comparison.quality import Quality, kept_quality, measure
@@ -19,11 +18,12 @@ from carv3d.comparison.statistics import Curves, Result, results
 from carv3d.comparison.yardsticks import TRUTH, Alignment, Scale, Truth, Yardstick
 from carv3d.config import Config
 from carv3d.errors import UserError
-from carv3d.progress import progress
-from carv3d.prompt_files import read_prompts
+from carv3d.evaluation.clip import Clip
+from carv3d.prompts.files import read_prompts
 from carv3d.runs import Run
 from carv3d.runs.locking import locked
 from carv3d.shapes import parse
+from carv3d.system.progress import progress
 
 
 @dataclass(frozen=True)

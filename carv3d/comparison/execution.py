@@ -20,8 +20,8 @@ from rich.console import Console
 
 from carv3d.comparison.plan import Method, Plan, differing_key
 from carv3d.errors import UserError
-from carv3d.progress import progress
 from carv3d.runs import Run, slug
+from carv3d.system.progress import progress
 
 _GRACE = 30.0  # seconds that a stopped run has to save itself
 _BEFORE_A_RUN = {".lock", "log.txt", "config.yaml", "checkpoints", "previews"}  # what may lie there when it is killed

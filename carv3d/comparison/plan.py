@@ -16,7 +16,7 @@ from carv3d.comparison.calibration import Cost, step_costs
 from carv3d.comparison.yardsticks import ALIGNMENT, TRUTH, Scale
 from carv3d.config import Config, to_yaml, validate
 from carv3d.errors import UserError
-from carv3d.generation import cores
+from carv3d.generation.generation import cores
 from carv3d.runs import disk_errors, replace_file
 from carv3d.runs.environment import device_name
 

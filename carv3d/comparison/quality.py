@@ -10,9 +10,9 @@ from carv3d import build
 from carv3d.cameras import Cameras, orbit
 from carv3d.comparison.execution import Job
 from carv3d.comparison.yardsticks import Yardstick
-from carv3d.generation import load_trained
+from carv3d.generation.generation import load_trained
+from carv3d.generation.results import render_views
 from carv3d.images import write_png
-from carv3d.results import render_views
 from carv3d.runs import Run, replace_file
 
 PICTURE = "picture.png"

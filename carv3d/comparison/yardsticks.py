@@ -7,11 +7,11 @@ from dataclasses import dataclass
 from functools import cached_property
 from typing import Protocol
 
-from carv3d.alignment import Clip, views
 from carv3d.cameras import Sampler
-from carv3d.evaluation import Judge
-from carv3d.generation import Trained
-from carv3d.results import render_views
+from carv3d.evaluation.clip import Clip, views
+from carv3d.evaluation.evaluation import Judge
+from carv3d.generation.generation import Trained
+from carv3d.generation.results import render_views
 from carv3d.shapes import parse
 
 
@@ -56,7 +56,7 @@ class Yardstick(Protocol):
 
 
 class Truth:
-    """Against the true object; see `carv3d.evaluation.Score`."""
+    """Against the true object; see `carv3d.evaluation.evaluation.Score`."""
 
     scale = TRUTH
 
@@ -71,7 +71,7 @@ class Truth:
 
 
 class Alignment:
-    """By CLIP, among all prompts of the comparison; see `carv3d.alignment.Alignment`."""
+    """By CLIP, among all prompts of the comparison; see `carv3d.evaluation.clip.Alignment`."""
 
     scale = ALIGNMENT
 

@@ -134,7 +134,8 @@ class Gaussians(Section):
 
     def build(self, context: Context) -> Any:
         """See `Section`."""
-        from carv3d.scenes import Densification, Gaussians
+        from carv3d.scenes.densification import Densification
+        from carv3d.scenes.gaussians import Gaussians
 
         arguments = self.keys() | {"densify": Densification(**asdict(self.densify))}
         if not context.fresh:

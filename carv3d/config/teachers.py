@@ -40,8 +40,8 @@ class DiffusersTeacher(Section):
         """See `Section`."""
         import torch
 
-        from carv3d.arithmetic import network_dtype
-        from carv3d.prompts import ViewPrompts
+        from carv3d.prompts.views import ViewPrompts
+        from carv3d.system.arithmetic import network_dtype
         from carv3d.teachers import DiffusersTeacher
 
         config = context.config

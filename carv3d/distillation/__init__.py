@@ -1,18 +1,5 @@
 """One-step generators distilled from a teacher, by distribution matching."""
 
-from carv3d.distillation.distillation import distil, load_distiller, write_samples
-from carv3d.distillation.one_step import OneStep, find_pipeline, write_pipeline
-from carv3d.distillation.run import DistillationRun
-from carv3d.distillation.trainer import Distiller, DivergenceError
+import lazy_loader
 
-__all__ = [
-    "DistillationRun",
-    "Distiller",
-    "DivergenceError",
-    "OneStep",
-    "distil",
-    "find_pipeline",
-    "load_distiller",
-    "write_pipeline",
-    "write_samples",
-]
+__getattr__, __dir__, __all__ = lazy_loader.attach_stub(__name__, __file__)  # names and modules: __init__.pyi

@@ -8,7 +8,7 @@ import torch
 from torch import Tensor
 
 from carv3d.cameras import Cameras
-from carv3d.prompt_files import find_prompts, read_prompts
+from carv3d.prompts.files import find_prompts, read_prompts
 from carv3d.shapes import ALL_THINGS
 from carv3d.teachers import DiffusersTeacher
 from carv3d.teachers.text_condition import TextCondition

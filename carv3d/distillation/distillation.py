@@ -16,10 +16,10 @@ from carv3d.distillation.one_step import write_pipeline
 from carv3d.distillation.run import DistillationRun
 from carv3d.distillation.trainer import Distiller, DivergenceError
 from carv3d.errors import UserError
-from carv3d.generation import set_threads
+from carv3d.generation.generation import set_threads
 from carv3d.images import sheet, write_png
-from carv3d.progress import progress
 from carv3d.runs import Interruption
+from carv3d.system.progress import progress
 from carv3d.teachers import DiffusersTeacher
 
 log = logging.getLogger(__name__)

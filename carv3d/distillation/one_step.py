@@ -19,7 +19,7 @@ from carv3d.cameras import Cameras
 from carv3d.distillation.conditions import Conditions
 from carv3d.distillation.trainer import Distiller
 from carv3d.errors import UserError
-from carv3d.prompts import ViewPrompts
+from carv3d.prompts.views import ViewPrompts
 from carv3d.runs import disk_errors, replace_file
 from carv3d.shapes import parse
 from carv3d.teachers import DiffusersTeacher
@@ -36,7 +36,7 @@ class Card:
         timestep: that the noise is given as.
         camera: whether the network is told the camera.
         view_words: whether view words are appended to prompts.
-        front, back, overhead: degrees, see `carv3d.prompts.ViewPrompts`.
+        front, back, overhead: degrees, see `carv3d.prompts.views.ViewPrompts`.
         builtin: whether it knows only the words of the built-in world.
         negative: the negative prompt of its training, which guidance has made part of it.
         one_step: always true; for programs that look for it.

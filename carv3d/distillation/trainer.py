@@ -10,7 +10,6 @@ import torch
 from torch import Tensor
 
 from carv3d import build
-from carv3d.arithmetic import autocast
 from carv3d.cameras import Cameras, Sampler
 from carv3d.config import DistillConfig
 from carv3d.distillation.conditions import Conditions, prompts_of
@@ -19,6 +18,7 @@ from carv3d.loss import Carv
 from carv3d.objectives.distribution_matching import DistributionMatching
 from carv3d.objectives.fake_score import FakeScore
 from carv3d.runs import generator_tensors, optimizer_state, optimizer_tensors, restore_generators
+from carv3d.system.arithmetic import autocast
 from carv3d.teachers import DiffusersTeacher, Teacher
 from carv3d.teachers.families.stable_diffusion import StableDiffusion
 from carv3d.teachers.text_condition import TextCondition

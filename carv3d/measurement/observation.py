@@ -12,7 +12,7 @@ from torch import Tensor
 
 from carv3d.accounting import SKETCH, CostMeter, CountSketch, Gradient, Measurement, gram_of, measure, methods
 from carv3d.errors import UserError
-from carv3d.training import Trainer
+from carv3d.training.trainer import Trainer
 
 RENDERS, RESAMPLES = (1, 2, 4, 8), (1, 2, 4, 8, 16)
 MOST_DRAWS = 32  # R K of the grid's largest steps, as in the paper

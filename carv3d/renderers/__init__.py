@@ -1,7 +1,5 @@
 """How a scene becomes an image."""
 
-from carv3d.renderers.base import RaySamples, Render, Renderer
-from carv3d.renderers.splat import SplatRenderer
-from carv3d.renderers.volume import VolumeRenderer
+import lazy_loader
 
-__all__ = ["RaySamples", "Render", "Renderer", "SplatRenderer", "VolumeRenderer"]
+__getattr__, __dir__, __all__ = lazy_loader.attach_stub(__name__, __file__)  # names and modules: __init__.pyi

@@ -9,7 +9,7 @@ import torch
 from torch import Tensor
 
 from carv3d.cameras import Cameras
-from carv3d.kernels import unusable
+from carv3d.kernels.compiled import unusable
 from carv3d.renderers.projection import DILATION, NEAR
 from carv3d.scenes import Footprints, Gaussians
 

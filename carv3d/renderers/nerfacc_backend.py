@@ -9,7 +9,7 @@ from functools import cache
 import torch
 from torch import Tensor
 
-from carv3d.kernels import unusable
+from carv3d.kernels.compiled import unusable
 from carv3d.renderers.occupancy import Occupancy
 from carv3d.renderers.rays import Rays
 

@@ -18,7 +18,7 @@ from typing import Any
 import torch
 from torch import Tensor
 
-from carv3d.kernels import failure
+from carv3d.kernels.compiled import failure
 
 try:
     import triton

@@ -1,9 +1,5 @@
 """Frozen diffusion models that judge renders."""
 
-from carv3d.teachers.base import ScoreModel, Teacher
-from carv3d.teachers.diffusers_pipeline import DiffusersTeacher
-from carv3d.teachers.exact import ExactTeacher
-from carv3d.teachers.schedule import NoiseSchedule
-from carv3d.teachers.text_condition import TextCondition
+import lazy_loader
 
-__all__ = ["DiffusersTeacher", "ExactTeacher", "NoiseSchedule", "ScoreModel", "Teacher", "TextCondition"]
+__getattr__, __dir__, __all__ = lazy_loader.attach_stub(__name__, __file__)  # names and modules: __init__.pyi

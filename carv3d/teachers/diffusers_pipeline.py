@@ -11,12 +11,12 @@ from typing import Any, Literal
 import torch
 from torch import Tensor
 
-from carv3d.cache import cache_folder
 from carv3d.cameras import Cameras
 from carv3d.errors import UserError
 from carv3d.guidance import Branch
-from carv3d.prompts import ViewPrompts, with_views
+from carv3d.prompts.views import ViewPrompts, with_views
 from carv3d.shapes import parse
+from carv3d.system.cache import cache_folder
 from carv3d.teachers.camera_conditioning import camera_vector
 from carv3d.teachers.denoiser import Denoiser
 from carv3d.teachers.embeddings import Embeddings

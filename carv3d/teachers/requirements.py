@@ -7,8 +7,8 @@ from typing import Any
 
 import torch
 
-from carv3d.arithmetic import network_dtype
 from carv3d.config.schema import Config
+from carv3d.system.arithmetic import network_dtype
 from carv3d.teachers.families import Loader, family_of
 from carv3d.teachers.memory import TeacherMemory, bytes_of, peak_of
 

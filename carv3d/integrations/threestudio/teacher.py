@@ -24,7 +24,7 @@ from carv3d.errors import UserError
 from carv3d.guidance import ClassifierFree, PerpNeg
 from carv3d.integrations.threestudio.distiller import Distiller
 from carv3d.integrations.threestudio.options import CarvOptions, check_keys, objective_of, refuse_state
-from carv3d.prompts import ViewPrompts
+from carv3d.prompts.views import ViewPrompts
 from carv3d.teachers import DiffusersTeacher
 
 # Keys of threestudio's prompt processors whose texts carv3d makes in its own way, and the values that change nothing.

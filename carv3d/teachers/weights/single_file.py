@@ -9,9 +9,9 @@ from pathlib import Path
 
 from safetensors import SafetensorError, safe_open
 
-from carv3d.cache import cache_folder
 from carv3d.errors import UserError
 from carv3d.runs.storage import disk_errors
+from carv3d.system.cache import cache_folder
 from carv3d.teachers.weights.files import INDEX
 from carv3d.teachers.weights.hub import first_line
 

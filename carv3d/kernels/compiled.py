@@ -15,9 +15,9 @@ from pathlib import Path
 
 import torch
 
-from carv3d.cache import cache_folder
 from carv3d.errors import UserError
 from carv3d.runs.storage import replace_file
+from carv3d.system.cache import cache_folder
 
 _VARIABLE = "NVCC_APPEND_FLAGS"
 

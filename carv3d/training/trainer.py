@@ -13,17 +13,17 @@ from torch import Tensor
 
 from carv3d import build
 from carv3d.accounting import CostMeter, Gradient
-from carv3d.allocation import NEEDED, START, Allocation
 from carv3d.cameras import Cameras
 from carv3d.config.schema import Config
 from carv3d.estimator import Estimate
 from carv3d.loss import Carv, check_finite, surrogate
-from carv3d.moments import carry_moments
-from carv3d.regularisers import opacity, orientation, sparsity
 from carv3d.renderers import Render
 from carv3d.runs import generator_tensors, optimizer_state, optimizer_tensors, restore_generators
+from carv3d.system.clock import Clock
 from carv3d.teachers import Teacher
-from carv3d.timing import Clock
+from carv3d.training.allocation import NEEDED, START, Allocation
+from carv3d.training.moments import carry_moments
+from carv3d.training.regularisers import opacity, orientation, sparsity
 
 log = logging.getLogger(__name__)
 

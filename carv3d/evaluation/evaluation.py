@@ -10,13 +10,13 @@ import torch
 from torch import Tensor
 
 from carv3d import build
-from carv3d.alignment import DEFAULT_CLIP, Clip, views
 from carv3d.cameras import Cameras
 from carv3d.errors import UserError
-from carv3d.generation import load_trained
+from carv3d.evaluation.clip import DEFAULT_CLIP, Clip, views
+from carv3d.generation.generation import load_trained
+from carv3d.generation.results import render_views
 from carv3d.mesh import load
 from carv3d.renderers.mesh import render_mesh
-from carv3d.results import render_views
 from carv3d.runs import Run
 from carv3d.shapes import ALL_THINGS, Gallery, Thing, parse
 
@@ -83,7 +83,7 @@ def evaluate_run(run: Run, clip: Clip | None = None, others: Sequence[str] = ())
     Args:
         run: with a checkpoint.
         clip: judges how pictures fit the prompt; None for not at all.
-        others: prompts that the run's own is told from, see `carv3d.alignment.Alignment`.
+        others: prompts that the run's own is told from, see `carv3d.evaluation.clip.Alignment`.
 
     Raises:
         UserError: there is no checkpoint; or neither a true object nor a CLIP model.

@@ -12,15 +12,16 @@ import torch
 from rich.console import Console
 from rich.progress import Progress, TextColumn
 
-from carv3d import build, results
+from carv3d import build
 from carv3d.config import Config, DistillConfig
 from carv3d.errors import UserError
-from carv3d.progress import progress
+from carv3d.generation import results
 from carv3d.renderers import Renderer
 from carv3d.runs import Checkpoint, Interruption, Run
 from carv3d.scenes import Scene
+from carv3d.system.progress import progress
 from carv3d.teachers import Teacher
-from carv3d.training import StepLog, Trainer, check_logs
+from carv3d.training.trainer import StepLog, Trainer, check_logs
 
 log = logging.getLogger(__name__)
 

@@ -19,7 +19,7 @@ from carv3d.renderers import Renderer
 from carv3d.runs import disk_errors, replace_file
 from carv3d.scenes import Scene
 from carv3d.teachers.opinion import opinion
-from carv3d.training import Trainer
+from carv3d.training.trainer import Trainer
 
 Progress = Callable[[int, int], None]
 _RAYS = 2**16  # a call's memory: rays x samples x channels, forward only

@@ -12,12 +12,12 @@ import psutil
 import torch
 
 from carv3d import build
-from carv3d.arithmetic import is_fast
-from carv3d.backends import examine as examine_backends
 from carv3d.config import Config
 from carv3d.errors import UserError
-from carv3d.generation import cores
+from carv3d.generation.generation import cores
+from carv3d.kernels.trials import examine as examine_backends
 from carv3d.runs.environment import cpu_name
+from carv3d.system.arithmetic import is_fast
 from carv3d.teachers import DiffusersTeacher as Teacher
 from carv3d.teachers.weights import Remote, SingleFile, configs_of, licence_of, look
 

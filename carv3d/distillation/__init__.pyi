@@ -1,0 +1,9 @@
+from .distillation import distil as distil
+from .distillation import load_distiller as load_distiller
+from .distillation import write_samples as write_samples
+from .one_step import OneStep as OneStep
+from .one_step import find_pipeline as find_pipeline
+from .one_step import write_pipeline as write_pipeline
+from .run import DistillationRun as DistillationRun
+from .trainer import Distiller as Distiller
+from .trainer import DivergenceError as DivergenceError

@@ -1,0 +1,1 @@
+"""How good a result is: against the true object, and by CLIP."""

@@ -1,0 +1,1 @@
+"""Compiled kernels of other packages: build, try and time them."""

@@ -1,0 +1,1 @@
+"""The training loop: one engine, and the step of text to 3-D."""
