@@ -8,9 +8,11 @@ from typing import Any
 import torch
 
 from carv3d.cameras import Sampler
-from carv3d.config import schema
-from carv3d.config.section import Context
+from carv3d.config.common import CommonConfig
+from carv3d.config.components import Context
+from carv3d.distillation.config import DistillConfig
 from carv3d.errors import UserError
+from carv3d.generation.config import Config
 from carv3d.guidance import Unguided, guidance_of
 from carv3d.loss import Carv
 from carv3d.renderers import Renderer
@@ -19,7 +21,7 @@ from carv3d.teachers import Teacher
 from carv3d.training.allocation import START
 
 
-def device(config: schema.Config) -> torch.device:
+def device(config: CommonConfig) -> torch.device:
     """The device that the config asks for.
 
     Raises:
@@ -38,7 +40,7 @@ def device(config: schema.Config) -> torch.device:
     return found
 
 
-def teacher(config: schema.Config, device: torch.device) -> Teacher:
+def teacher(config: CommonConfig, device: torch.device) -> Teacher:
     """The frozen model that the run learns from."""
     found: Teacher = config.teacher.build(_context(config, device))
     wanted = ("schedule", "branches", "predict", "encode", "decode", "condition", "image_size")
@@ -47,7 +49,7 @@ def teacher(config: schema.Config, device: torch.device) -> Teacher:
     return found
 
 
-def scene(config: schema.Config, rng: torch.Generator, *, fresh: bool = True) -> Scene:
+def scene(config: Config, rng: torch.Generator, *, fresh: bool = True) -> Scene:
     """A freshly initialised scene, on the generator's device.
 
     Args:
@@ -62,7 +64,7 @@ def scene(config: schema.Config, rng: torch.Generator, *, fresh: bool = True) ->
     return found
 
 
-def renderer(config: schema.Config, device: torch.device) -> Renderer[Any]:
+def renderer(config: Config, device: torch.device) -> Renderer[Any]:
     """The renderer of the config's kind of scene; a volume renderer's occupancy is not yet looked at.
 
     Raises:
@@ -72,29 +74,30 @@ def renderer(config: schema.Config, device: torch.device) -> Renderer[Any]:
     return found
 
 
-def camera_sampler(config: schema.Config) -> Sampler:
+def camera_sampler(config: Config | DistillConfig) -> Sampler:
     """Where training renders are taken from."""
     found: Sampler = _of_kind("cameras", config.cameras, Sampler, _context(config, torch.device("cpu")))
     return found
 
 
-def carv(config: schema.Config, teacher: Teacher) -> Carv:
+def carv(config: Config, teacher: Teacher) -> Carv:
     """The estimator's loss.
 
     Raises:
         UserError: the teacher cannot serve the objective.
     """
     section = config.guidance
+    objective: Any = section.objective
     perp_neg = config.views.perp_neg and getattr(config.teacher, "view_words", False)
     guidance = guidance_of(section.scale, perp_neg=perp_neg)
     return Carv(
         teacher,
-        objective=replace(section.objective),  # the config's own stays without networks
+        objective=replace(objective),  # the config's own stays without networks
         guidance=guidance if "uncond" in teacher.branches else Unguided(),
         resamples=START if section.resamples == "auto" else section.resamples,
         proposal=section.proposal,
         strata=section.strata,
-        noise=section.noise,
+        coupling=section.coupling,
         weighting=section.weighting,
         t_range=(section.t_min.first, section.t_max.first),
         chunk=section.chunk,
@@ -102,7 +105,7 @@ def carv(config: schema.Config, teacher: Teacher) -> Carv:
     )
 
 
-def check(config: schema.Config, teacher: Teacher, rng: torch.Generator) -> None:
+def check(config: Config, teacher: Teacher, rng: torch.Generator) -> None:
     """Build all that a run needs besides its teacher, and render one small picture.
 
     Raises:
@@ -132,5 +135,5 @@ def _of_kind(kind: str, section: Any, wanted: Any, context: Context) -> Any:
     return found
 
 
-def _context(config: schema.Config, device: torch.device) -> Context:
-    return Context(config, device, torch.Generator(device).manual_seed(config.seed))
+def _context(config: CommonConfig, device: torch.device) -> Context:
+    return Context(config, device, torch.Generator(device).manual_seed(getattr(config, "seed", 0)))

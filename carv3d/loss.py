@@ -17,13 +17,13 @@ import torch
 from torch import Tensor
 
 from carv3d import registry
+from carv3d.config.keys import Strata, Weighting
 from carv3d.estimator import Estimate, estimate
+from carv3d.generation.config import GuidanceConfig
 from carv3d.guidance import Guidance, Unguided, guidance_of
 from carv3d.objectives import Draw, Objective
 from carv3d.sampling import (
     Draws,
-    StrataKind,
-    WeightingKind,
     check_choice,
     draw,
     draw_at,
@@ -56,18 +56,20 @@ class Carv:
         model: ScoreModel,
         *,
         objective: Objective | str = "sds",
-        guidance: Guidance | float = 7.5,
-        resamples: int = 8,
-        proposal: str = "importance",
-        strata: StrataKind = "render",
-        noise: str = "antithetic",
-        weighting: WeightingKind = "sds",
+        guidance: Guidance | float = GuidanceConfig.scale,
+        resamples: int = cast(int, GuidanceConfig.resamples),
+        proposal: str = GuidanceConfig.proposal,
+        strata: Strata = GuidanceConfig.strata,
+        coupling: str = GuidanceConfig.coupling,
+        weighting: Weighting = GuidanceConfig.weighting,
         t_range: TimestepRange = (0.02, 0.98),
-        chunk: int = 0,
+        chunk: int = GuidanceConfig.chunk,
         clip: float | None = None,
         seed: int = 0,
     ):
         """Set up, and check everything that can be checked before the first call.
+
+        The defaults are those of the config, see `carv3d.generation.config.GuidanceConfig`.
 
         Args:
             model: see `carv3d.teachers.ScoreModel`; of a diffusers pipeline: `carv3d.from_pipeline(pipe)`.
@@ -77,7 +79,7 @@ class Carv:
             resamples: K, at least 1. K = 1 with the uniform proposal is the plain objective.
             proposal: where timesteps come from, see `carv3d.sampling.proposal`.
             strata: see `carv3d.sampling.stratified_uniforms`.
-            noise: the coupling, see `carv3d.sampling.noise`; the paper's is "independent".
+            coupling: of the noises, see `carv3d.sampling.noise`; the paper's is "independent".
             weighting: w(t), see `carv3d.sampling.sds_weight`.
             t_range: smallest and largest timestep, both included: two fractions of the schedule (floats) or two
                 timesteps (whole numbers); may be set again at any time.
@@ -88,22 +90,24 @@ class Carv:
         Raises:
             ValueError: a value out of its range, an unknown choice, or a guidance that the model cannot serve.
             TypeError: no score model.
-            UserError: an unknown objective, proposal or noise, or an objective that the model cannot serve.
+            UserError: an unknown objective, proposal or coupling, or an objective that the model cannot serve.
         """
         _check_model(model)
         _check_whole("resamples", resamples, 1)
         _check_whole("chunk", chunk, 0)
         _check_whole("seed", seed, 0)
-        check_choice("strata", strata, get_args(StrataKind))
+        check_choice("strata", strata, get_args(Strata))
         # Called once here, so that a plug-in's coupling that gives something else is refused before the first step.
-        coupled(1, int(resamples), (max(64, int(resamples)),), torch.Generator().manual_seed(0), torch.float32, noise)
+        coupled(
+            1, int(resamples), (max(64, int(resamples)),), torch.Generator().manual_seed(0), torch.float32, coupling
+        )
         if clip is not None and (isinstance(clip, bool) or not 0 < clip < float("inf")):
             raise ValueError(f"clip must be a positive number or None, not {clip!r}")
         self.model, self.chunk, self.clip = model, chunk, clip
         self.seed, self.step = int(seed), 0
         self.guidance = _guidance(guidance, model)
         self.objective = _objective(objective)
-        self.resamples, self.strata, self.noise, self._kind = int(resamples), strata, noise, proposal
+        self.resamples, self.strata, self.coupling, self._kind = int(resamples), strata, coupling, proposal
         self.w = self.objective.weight(model.schedule, weighting)
         self._w_device = self.w.to(self.device)
         self.t_range = t_range
@@ -114,10 +118,10 @@ class Carv:
         """The model's."""
         return self.model.schedule.device
 
-    def replace(self, *, resamples: int, proposal: str, strata: StrataKind, noise: str) -> Carv:
+    def replace(self, *, resamples: int, proposal: str, strata: Strata, coupling: str) -> Carv:
         """The same objective, estimated in another way; the model, the objective and the range are shared."""
         other = copy.copy(self)
-        other.resamples, other.strata, other.noise, other._kind = resamples, strata, noise, proposal
+        other.resamples, other.strata, other.coupling, other._kind = resamples, strata, coupling, proposal
         other.t_range = self.t_range
         return other
 
@@ -186,7 +190,7 @@ class Carv:
             of: renders in the whole step; by default R times the number of ranks. Used by strata="global".
         """
         R = len(latents)
-        how: dict[str, Any] = {"strata": self.strata, "coupling": self.noise}
+        how: dict[str, Any] = {"strata": self.strata, "coupling": self.coupling}
         if rng is not None:
             return draw(R, self.resamples, latents.shape[1:], self.proposal, rng, latents.dtype, **how)
         if step is None:

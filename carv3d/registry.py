@@ -22,8 +22,8 @@ from carv3d.errors import UserError
 
 _OWN: dict[str, dict[str, str]] = {
     "teacher": {
-        "diffusers": "carv3d.config.teachers:DiffusersTeacher",
-        "exact": "carv3d.config.teachers:ExactTeacher",
+        "diffusers": "carv3d.teachers.config:DiffusersTeacherConfig",
+        "exact": "carv3d.teachers.config:ExactTeacherConfig",
     },
     "objective": {
         "sds": "carv3d.objectives.sds:Sds",
@@ -31,14 +31,14 @@ _OWN: dict[str, dict[str, str]] = {
         "vsd": "carv3d.objectives.vsd:Vsd",
     },
     "scene": {
-        "voxel_grid": "carv3d.config.scenes:VoxelGrid",
-        "hash_grid": "carv3d.config.scenes:HashGrid",
-        "gaussians": "carv3d.config.scenes:Gaussians",
+        "voxel_grid": "carv3d.scenes.config:VoxelGridConfig",
+        "hash_grid": "carv3d.scenes.config:HashGridConfig",
+        "gaussians": "carv3d.scenes.config:GaussiansConfig",
     },
     "renderer": {
-        "auto": "carv3d.config.renderers:Renderer",
+        "auto": "carv3d.renderers.config:RendererConfig",
     },
-    "cameras": {"uniform": "carv3d.config.cameras:Cameras"},
+    "cameras": {"uniform": "carv3d.cameras.config:CameraConfig"},
     "coupling": {
         "independent": "carv3d.sampling:independent",
         "antithetic": "carv3d.sampling:antithetic",
@@ -99,6 +99,24 @@ def unknown(kind: str, name: object) -> str:
     near = difflib.get_close_matches(str(name), names(kind), 1)
     hint = f"did you mean {near[0]!r}? " if near else ""
     return f"unknown {kind} {name!r}; {hint}known are {', '.join(names(kind))}, and package.Name of a plug-in"
+
+
+def own(kind: str, name: str) -> Any:
+    """A component of carv3d itself, whatever other packages claim its name."""
+    return load(_OWN[kind][name])
+
+
+def is_function(kind: str, name: str) -> tuple[bool, str]:
+    """Whether a name leads to a function, and what is allowed.
+
+    Raises:
+        UserError: a plug-in that cannot be imported, or a name that two packages claim.
+    """
+    if name in names(kind) or "." in name:
+        return callable(find(kind, name)), f"a function, see docs/plugins.md: that of {name} is none"
+    near = difflib.get_close_matches(name, names(kind), 1)
+    hint = f" (did you mean {near[0]!r}?)" if near else ""
+    return False, f"{' or '.join(names(kind))}, or package.Name of a plug-in{hint}"
 
 
 def load(place: str) -> Any:

@@ -11,16 +11,15 @@ import difflib
 import hashlib
 from collections.abc import Callable
 from dataclasses import dataclass
-from typing import Literal, get_args
+from typing import get_args
 
 import torch
 from torch import Tensor
 
 from carv3d import registry
+from carv3d.config.keys import Strata, Weighting
 from carv3d.errors import UserError
 
-StrataKind = Literal["none", "render", "global"]
-WeightingKind = Literal["sds", "uniform", "fantasia3d", "velocity"]
 Normals = Callable[[int], Tensor]  # n -> independent normal numbers (R, n, *shape)
 Coupling = Callable[[Normals, int], Tensor]  # normals, K -> eps (R, K, *shape), each marginally N(0, I)
 
@@ -37,7 +36,7 @@ def check_choice(what: str, value: object, choices: tuple[str, ...]) -> None:
         raise ValueError(f"unknown {what} {value!r}; {hint}use one of {', '.join(choices)}")
 
 
-def sds_weight(alpha: Tensor, sigma: Tensor, kind: WeightingKind) -> Tensor:
+def sds_weight(alpha: Tensor, sigma: Tensor, kind: Weighting) -> Tensor:
     """w_SDS(t) of the weightings in use, (T,) float64, for noise schedules alpha_t, sigma_t (T,).
 
     "sds" is `sigma_t^2` (DreamFusion, as threestudio has it), "uniform" is 1, "fantasia3d" is
@@ -45,7 +44,7 @@ def sds_weight(alpha: Tensor, sigma: Tensor, kind: WeightingKind) -> Tensor:
     residual is alpha_t times that of the velocity `eps - z`, it gives the velocity's residual weight 1 (Yang et al.,
     "Text-to-Image Rectified Flow as Plug-and-Play Priors", arXiv 2406.03293); 0 where alpha_t is 0.
     """
-    check_choice("weighting", kind, get_args(WeightingKind))
+    check_choice("weighting", kind, get_args(Weighting))
     a, s = alpha.double(), sigma.double()
     match kind:
         case "sds":
@@ -146,7 +145,7 @@ def importance(p: Tensor, w: Tensor) -> Tensor:
     return p * w
 
 
-def stratified_uniforms(renders: int, resamples: int, strata: StrataKind, rng: torch.Generator) -> Tensor:
+def stratified_uniforms(renders: int, resamples: int, strata: Strata, rng: torch.Generator) -> Tensor:
     """Uniforms u (R, K) float64 in [0, 1), each marginally U[0, 1), on the generator's device.
 
     "none": independent. "render": `u_b = (b - 1 + xi_b) / K` within each render (Algorithm 1, line 3).
@@ -156,7 +155,7 @@ def stratified_uniforms(renders: int, resamples: int, strata: StrataKind, rng: t
     Raises:
         ValueError: unknown strata.
     """
-    check_choice("strata", strata, get_args(StrataKind))
+    check_choice("strata", strata, get_args(Strata))
     device = rng.device
     xi = torch.rand(renders, resamples, generator=rng, device=device, dtype=torch.float64)
     b = torch.arange(resamples, device=device, dtype=torch.float64)
@@ -246,7 +245,7 @@ def draw(
     rng: torch.Generator,
     dtype: torch.dtype = torch.float32,
     *,
-    strata: StrataKind = "render",
+    strata: Strata = "render",
     coupling: str = "independent",
 ) -> Draws:
     """Draws of R renders: t by the inverse CDF of stratified uniforms, then eps.
@@ -275,7 +274,7 @@ def draw_at(
     device: torch.device,
     dtype: torch.dtype = torch.float32,
     *,
-    strata: StrataKind = "render",
+    strata: Strata = "render",
     coupling: str = "independent",
     of: int = 0,
 ) -> Draws:

@@ -24,9 +24,9 @@ from torch.utils.flop_counter import FlopCounterMode
 from carv3d import build
 from carv3d.accounting import CostMeter
 from carv3d.config import find_config, load, validate
-from carv3d.generation.generation import set_threads
 from carv3d.runs.environment import cpu_name, device_name
 from carv3d.system.clock import Clock
+from carv3d.system.threads import set_threads
 from carv3d.training.trainer import Trainer
 
 PARTS = ("render", "encode", "denoise", "backward")
@@ -69,15 +69,15 @@ def measure(name: str, words: list[str], options: argparse.Namespace) -> dict[st
         own += ["device=cpu", "teacher.dtype=float32"]
     config = load(find_config(name), [*own, *words])
     validate(config)
-    set_threads(config)
+    set_threads(config.threads)
     device = build.device(config)
     trainer = Trainer(config, build.teacher(config, device))
     trainer.set_schedules()
     rng = torch.Generator(device).manual_seed(0)
-    kind, strata, noise = config.guidance.proposal, config.guidance.strata, config.guidance.noise
+    kind, strata, noise = config.guidance.proposal, config.guidance.strata, config.guidance.coupling
 
     def carv(K: int) -> Any:
-        return trainer.carv.replace(resamples=K, proposal=kind, strata=strata, noise=noise)
+        return trainer.carv.replace(resamples=K, proposal=kind, strata=strata, coupling=noise)
 
     steps: dict[tuple[int, int], Any] = {(R, K): partial(trainer.trial, R, carv(K), rng) for R, K in options.grid}
     steps[NAIVE, options.naive] = partial(naive, trainer, carv(1), options.naive, rng)

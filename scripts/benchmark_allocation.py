@@ -19,9 +19,10 @@ from benchmark_regimes import arguments, train
 from numpy.typing import NDArray
 
 from carv3d.accounting import CostModel, Gradient, VarianceMeter
-from carv3d.generation.generation import load_trainer, set_threads
+from carv3d.generation.generation import load_trainer
 from carv3d.loss import Carv
 from carv3d.runs import Run, read_metrics
+from carv3d.system.threads import set_threads
 from carv3d.training.trainer import Trainer
 
 LEVELS = (1, 2, 4, 8, 16)
@@ -69,7 +70,9 @@ def variances(
 
 def _carv(trainer: Trainer, K: int) -> Carv:
     guidance = trainer.config.guidance
-    return trainer.carv.replace(resamples=K, proposal=guidance.proposal, strata=guidance.strata, noise=guidance.noise)
+    return trainer.carv.replace(
+        resamples=K, proposal=guidance.proposal, strata=guidance.strata, noise=guidance.coupling
+    )
 
 
 def main() -> None:

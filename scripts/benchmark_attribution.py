@@ -90,7 +90,7 @@ def main() -> None:
     def per_draw(count: int, kind: str, seed: int) -> Tensor:
         strata, noise = KINDS[kind]
         rng = torch.Generator().manual_seed(seed)
-        draws = SharedDraws.of(count, teacher.latent_shape, 1000, rng, strata=strata, noise=noise)  # type: ignore[arg-type]
+        draws = SharedDraws.of(count, teacher.latent_shape, 1000, rng, strata=strata, coupling=noise)  # type: ignore[arg-type]
         return cosines(Signer(teacher, gradients, projection, draws, 32), items, queries)
 
     whole = per_draw(options.reference, "global strata", 10**6)

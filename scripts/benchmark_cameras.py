@@ -18,9 +18,10 @@ from torch import Tensor
 
 from carv3d.accounting.windows import on_table, resolved_variance
 from carv3d.cameras import sequence_points
-from carv3d.generation.generation import load_trainer, set_threads
+from carv3d.generation.generation import load_trainer
 from carv3d.measurement.observation import TABLE, camera_table
 from carv3d.runs import Run
+from carv3d.system.threads import set_threads
 
 DRAWS = 4000
 ORDERS = ("stratified", "lattice", "sequence")

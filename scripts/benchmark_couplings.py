@@ -20,11 +20,12 @@ from torch import Tensor
 
 from carv3d import registry
 from carv3d.accounting import Measurement, Method, measure
-from carv3d.generation.generation import load_trainer, set_threads
+from carv3d.generation.generation import load_trainer
 from carv3d.guidance import guidance_of
 from carv3d.objectives import Draw
 from carv3d.runs import Run
 from carv3d.sampling import Normals
+from carv3d.system.threads import set_threads
 from carv3d.training.trainer import Trainer
 
 TIMES = (0.05, 0.2, 0.35, 0.5, 0.65, 0.8, 0.95)  # of the timestep range

@@ -77,7 +77,7 @@ def replicates(
     """Two estimates (2, C, h, w) each of the teacher's part of the difference and of the difference, for one output."""
     rows = torch.zeros(2, dtype=torch.long, device=z.device)
     strata, noise = KINDS[kind]
-    carv = distiller.carv.replace(resamples=K, proposal="uniform", strata=strata, noise=noise)
+    carv = distiller.carv.replace(resamples=K, proposal="uniform", strata=strata, coupling=noise)
     carv.objective = Parts(distiller.fake)
     real, both = carv.estimate(z[rows], told[rows], rng).fbar.chunk(2, 1)
     return real, both

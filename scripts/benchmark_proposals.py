@@ -20,11 +20,12 @@ import torch
 
 from carv3d.accounting import Gradient
 from carv3d.accounting.variance import within
-from carv3d.generation.generation import load_trainer, set_threads
+from carv3d.generation.generation import load_trainer
 from carv3d.guidance import guidance_of
 from carv3d.objectives import Draw
 from carv3d.runs import Run
 from carv3d.sampling import Proposal
+from carv3d.system.threads import set_threads
 from carv3d.training.trainer import Trainer
 
 BINS = 16

@@ -22,10 +22,11 @@ import torch
 
 from carv3d.accounting import decay, window_variance
 from carv3d.cameras import sequence_points
-from carv3d.generation.generation import load_trainer, set_threads
+from carv3d.generation.generation import load_trainer
 from carv3d.measurement import NoiseReport, Observation, observe, report
 from carv3d.measurement.observation import TABLE
 from carv3d.runs import Run, slug
+from carv3d.system.threads import set_threads
 
 REGIMES: dict[str, list[str]] = {
     "default": [],

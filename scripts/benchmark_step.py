@@ -19,7 +19,7 @@ from rich.table import Table
 
 from carv3d import build
 from carv3d.config import find_config, load
-from carv3d.generation.generation import set_threads
+from carv3d.system.threads import set_threads
 from carv3d.training.trainer import Trainer
 
 PARTS = ("render", "encode", "denoise", "backward", "optimiser")
@@ -37,7 +37,7 @@ def main() -> None:
     names = [word for word in options.words if "=" not in word]
     config = load(find_config(names[0] if names else "shapes"), overrides)
     config.prompt = config.prompt or "a red mushroom"
-    set_threads(config)
+    set_threads(config.threads)
     teacher = build.teacher(config, build.device(config))
     trainers = {}
     for count in options.resamples:

@@ -114,7 +114,7 @@ class Check:
             words = ["generate", config, "a thing", f"teacher.path={folder}", "teacher.mirrors=[]", "training.steps=4"]
             words += [f"device={self.device.type}", "cameras.height=32", "cameras.width=32", "renderer.samples=32"]
             words += ["mesh.resolution=32", "mesh.texture_size=64", "mesh.faces=500", "turntable.frames=4"]
-            words += ["turntable.size=64", "training.opinion_every=2", "guidance.resamples=2"]
+            words += ["turntable.size=64", "training.denoising_preview_every=2", "guidance.resamples=2"]
             words += ["scene.log2_table=12", "scene.levels=4"] if self.quick else []
             running[family] = (self.run(*words, "--output", str(self.work / "families" / family)), config)
         found: dict[str, Any] = {}

@@ -19,10 +19,11 @@ import torch
 
 from carv3d.config import find_config, load
 from carv3d.errors import UserError
-from carv3d.generation.generation import load_trainer, set_threads
+from carv3d.generation.generation import load_trainer
 from carv3d.measurement import NoiseReport, Observation, observe, report
 from carv3d.runs import Run, replace_file, slug
 from carv3d.runs.environment import cpu_name, device_name
+from carv3d.system.threads import set_threads
 
 PAGE = Path(__file__).resolve().parents[1] / "docs" / "benchmarks.md"
 MARKS = "<!-- variance -->\n", "<!-- /variance -->\n"

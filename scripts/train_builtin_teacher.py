@@ -37,6 +37,7 @@ from carv3d.shapes import COLOURS, SHAPES, Thing, colourise, palette, shade_maps
 from carv3d.system.arithmetic import autocast
 from carv3d.teachers import DiffusersTeacher
 from carv3d.teachers.camera_conditioning import camera_vector
+from carv3d.teachers.config import DiffusersTeacherConfig
 from carv3d.teachers.ddim import ddim_sample
 
 SIZE, LATENT_CHANNELS, TEXT_LENGTH = 64, 8, 16
@@ -447,7 +448,7 @@ def save_pipeline(work: Path, model: torch.nn.Module, vae: AutoencoderKL, tokeni
 
 def save_samples(work: Path, steps: int) -> None:
     """A grid of what the teacher makes of some captions: four sides and a view from above."""
-    teacher = DiffusersTeacher(work / "pipeline")
+    teacher = DiffusersTeacher(DiffusersTeacherConfig(path=str(work / "pipeline")))
     cameras = Cameras.look_at_origin(torch.tensor([20.0, 110, 200, 290, 30]), torch.tensor([15.0, 15, 15, 15, 60]))
     rng, rows = torch.Generator().manual_seed(0), []
     for index, shape in enumerate(SHAPES):

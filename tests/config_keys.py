@@ -4,12 +4,13 @@ from __future__ import annotations
 
 import dataclasses
 from itertools import cycle
-from typing import Any, get_type_hints
+from typing import Any
 
 import pytest
 
 from carv3d import registry
-from carv3d.config import Ramp
+from carv3d.config import LinearSchedule
+from carv3d.config.keys import fields_of
 from carv3d.errors import UserError
 
 KINDS = [
@@ -27,12 +28,11 @@ def kind_overrides(kinds: dict[str, str]) -> list[str]:
 def leaves(section: Any, prefix: str = "") -> list[tuple[str, Any, Any]]:
     """Every dotted key of a config object with its value and type, ramps both whole and in parts."""
     found = []
-    hints = get_type_hints(type(section))
-    for key in (f.name for f in dataclasses.fields(section)):
-        value, hint = getattr(section, key), hints[key]
+    for key, field in fields_of(type(section)).items():
+        value, hint = getattr(section, key), field.hint
         if dataclasses.is_dataclass(value):
             found += leaves(value, f"{prefix}{key}.")
-        if not dataclasses.is_dataclass(value) or isinstance(value, Ramp):
+        if not dataclasses.is_dataclass(value) or isinstance(value, LinearSchedule):
             found.append((prefix + key, value, hint))
     return found
 

@@ -7,11 +7,12 @@ from typing import Any
 import torch
 from torch import Tensor
 
+from carv3d.config.keys import Strata
 from carv3d.estimator import Estimate, Residual, estimate
 from carv3d.guidance import Unguided, guidance_of
 from carv3d.objectives import Draw
 from carv3d.objectives.sds import Sds
-from carv3d.sampling import Proposal, StrataKind, draw
+from carv3d.sampling import Proposal, draw
 
 
 @torch.no_grad()
@@ -29,7 +30,7 @@ def averaged(
     K: int,
     rng: torch.Generator,
     *,
-    strata: StrataKind = "render",
+    strata: Strata = "render",
     coupling: str = "independent",
     chunk: int = 0,
 ) -> Estimate:

@@ -12,12 +12,14 @@ from plyfile import PlyData
 from torch import Tensor
 
 from carv3d.cameras import Cameras
-from carv3d.config import Config, schema
-from carv3d.config import scenes as sections
-from carv3d.config.teachers import ExactTeacher
+from carv3d.config import Config
+from carv3d.generation.config import MeshConfig, TrainingConfig, TurntableConfig
 from carv3d.renderers import Render, SplatRenderer
+from carv3d.renderers.config import RendererConfig
 from carv3d.scenes import Gaussians
+from carv3d.scenes.config import DensificationConfig, GaussiansConfig
 from carv3d.scenes.spherical_harmonics import functions
+from carv3d.teachers.config import ExactTeacherConfig
 
 
 def seeded(seed: int = 0) -> torch.Generator:
@@ -26,7 +28,7 @@ def seeded(seed: int = 0) -> torch.Generator:
 
 def cloud(count: int = 40, degree: int = 0, seed: int = 0, spread: float = 0.12) -> Gaussians:
     """Gaussians of all sizes, directions, opacities and colours, in float64."""
-    scene, rng = Gaussians(count=count, degree=degree, generator=seeded(seed)).double(), seeded(seed + 1)
+    scene, rng = Gaussians(GaussiansConfig(count=count, degree=degree), seeded(seed)).double(), seeded(seed + 1)
     with torch.no_grad():
         for parameter in scene.parameters():
             parameter.normal_(generator=rng)
@@ -45,21 +47,21 @@ def cameras(count: int = 2, size: int = 12) -> Cameras:
 
 
 def look(scene: Gaussians, views: Cameras, **options: bool) -> Render:
-    found: Render = SplatRenderer()(scene, views, training=False, **options)
+    found: Render = SplatRenderer(RendererConfig())(scene, views, training=False, **options)
     return found
 
 
 def small(**scene: object) -> Config:
     """A run of some seconds that densifies twice before half of it."""
     config = Config(prompt="a red cone", seed=3, threads=1)
-    config.teacher = ExactTeacher(views=20, neighbours=4)
-    densify = sections.Densification(every=3, begin=0.0, end=0.6, gradient=1.2)
-    config.scene = sections.Gaussians(count=150, spread=0.7, densify=densify, **scene)  # type: ignore[arg-type]
+    config.teacher = ExactTeacherConfig(views=20, neighbours=4)
+    densify = DensificationConfig(every=3, begin=0.0, end=0.6, gradient=1.2)
+    config.scene = GaussiansConfig(count=150, spread=0.7, densify=densify, **scene)  # type: ignore[arg-type]
     config.cameras.height = config.cameras.width = 32
     config.guidance.renders = 2
-    config.training = schema.Training(steps=12, preview_every=0, checkpoint_every=8, keep_checkpoints=2)
-    config.turntable = schema.Turntable(frames=2, size=32)
-    config.mesh = schema.Mesh(formats=[])
+    config.training = TrainingConfig(steps=12, preview_every=0, checkpoint_every=8, keep_checkpoints=2)
+    config.turntable = TurntableConfig(frames=2, size=32)
+    config.mesh = MeshConfig(formats=[])
     return config
 
 
@@ -83,6 +85,6 @@ def read_splats(path: Path, degree: int = 0) -> Gaussians:
     if degree:  # red's coefficients first, then green's, then blue's
         rest = [f"f_rest_{i}" for i in range(3 * (functions(degree) - 1))]
         state["harmonics"] = take(*rest).view(n, 3, -1).mT
-    scene = Gaussians(count=1, degree=degree, generator=seeded())
+    scene = Gaussians(GaussiansConfig(count=1, degree=degree), seeded())
     scene.load_state_dict(state)
     return scene

@@ -7,8 +7,8 @@ import torch
 
 from carv3d import build
 from carv3d.config import Config
-from carv3d.config.teachers import DiffusersTeacher
 from carv3d.system import arithmetic
+from carv3d.teachers.config import DiffusersTeacherConfig
 
 
 def test_auto_is_bfloat16_only_where_the_machine_has_it(monkeypatch: pytest.MonkeyPatch) -> None:
@@ -30,7 +30,7 @@ def test_the_machine_is_asked(monkeypatch: pytest.MonkeyPatch) -> None:
 
 def test_a_half_precision_teacher_is_float32_on_a_cpu_without_that_arithmetic(monkeypatch: pytest.MonkeyPatch) -> None:
     """configs/sd3.yaml asks for bfloat16, for a GPU; on such a CPU that would be a cliff."""
-    config = Config(teacher=DiffusersTeacher(dtype="bfloat16"))
+    config = Config(teacher=DiffusersTeacherConfig(dtype="bfloat16"))
     for fast, expected in ((True, torch.bfloat16), (False, torch.float32)):
         monkeypatch.setattr(arithmetic, "is_fast", lambda dtype, device, fast=fast: fast)
         assert build.teacher(config, torch.device("cpu")).dtype == expected

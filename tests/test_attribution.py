@@ -27,6 +27,7 @@ from carv3d.attribution.signatures import Signatures, Signer
 from carv3d.errors import UserError
 from carv3d.shapes import COLOURS, colourise, palette, shade_maps, training_views
 from carv3d.teachers import DiffusersTeacher
+from carv3d.teachers.config import DiffusersTeacherConfig
 from tests.pipelines import MAKERS, make_pipeline
 from tests.test_cli import carv3d
 
@@ -68,7 +69,7 @@ def test_row_gradients_are_those_of_the_rows_alone(pattern: str) -> None:
 @pytest.mark.parametrize("family", list(MAKERS))
 def test_row_gradients_of_every_family(family: str, tmp_path: Path) -> None:
     """A row's gradient does not depend on the rows beside it, and is not zero: U-Nets and the transformer."""
-    teacher = DiffusersTeacher(MAKERS[family](tmp_path))
+    teacher = DiffusersTeacher(DiffusersTeacherConfig(path=str(MAKERS[family](tmp_path))))
     rows = RowGradients(teacher.family.network, r"blocks\.0\..*(conv1|to_q)")
     draws = SharedDraws.of(2, teacher.latent_shape, len(teacher.schedule.alpha), torch.Generator().manual_seed(0))
     signer = Signer(teacher, rows, Projection(rows.sizes, 64, 0), draws, rows=3)
@@ -132,7 +133,7 @@ def test_draws_are_one_a_stratum(count: int, low: int, width: int, seed: int) ->
 
 def test_antithetic_draws_come_in_pairs() -> None:
     """The noise goes through `carv3d.sampling` as in training."""
-    draws = SharedDraws.of(6, (1, 2, 2), 1000, torch.Generator().manual_seed(0), noise="antithetic")
+    draws = SharedDraws.of(6, (1, 2, 2), 1000, torch.Generator().manual_seed(0), coupling="antithetic")
     torch.testing.assert_close(draws.eps[::2], -draws.eps[1::2])
 
 

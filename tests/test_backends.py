@@ -16,6 +16,7 @@ from carv3d.errors import UserError
 from carv3d.kernels import trials
 from carv3d.renderers import SplatRenderer
 from carv3d.renderers.backend import Backend, choose
+from carv3d.renderers.config import RendererConfig
 from carv3d.renderers.projection import DILATION, NEAR, project, views
 from carv3d.scenes import Footprints
 from tests.gaussians import cloud
@@ -24,9 +25,9 @@ from tests.test_cli import carv3d
 
 def test_gsplat_without_cuda_is_refused_and_auto_is_torch() -> None:
     """The device decides; asked for by name, the reason is said."""
-    assert SplatRenderer(backend="auto", device=torch.device("cpu")).backend == "torch"
+    assert SplatRenderer(RendererConfig(backend="auto"), device=torch.device("cpu")).backend == "torch"
     with pytest.raises(UserError, match=r"renderer\.backend=gsplat, but gsplat .*: use renderer\.backend=torch"):
-        SplatRenderer(backend="gsplat", device=torch.device("cpu"))
+        SplatRenderer(RendererConfig(backend="gsplat"), device=torch.device("cpu"))
 
 
 @pytest.mark.parametrize("package", ["gsplat", "nerfacc"])
@@ -124,7 +125,7 @@ def test_gsplat_agrees_with_torch() -> None:
     found = []
     for backend in ("torch", "gsplat"):
         scene = cloud(300, degree=2).float().cuda()
-        renderer = SplatRenderer(backend=backend, device=torch.device("cuda"))  # type: ignore[arg-type]
+        renderer = SplatRenderer(RendererConfig(backend=backend), device=torch.device("cuda"))  # type: ignore[arg-type]
         render = renderer(scene, cameras.to("cuda"), training=False)
         (render.rgb.square().mean() + render.opacity.mean()).backward()
         footprints = render.footprints

@@ -9,6 +9,7 @@ from hypothesis import strategies as st
 from scipy.stats import qmc
 
 from carv3d.cameras import Cameras, CameraSampler, SequenceSampler, orbit
+from carv3d.cameras.config import CameraConfig
 from carv3d.teachers.camera_conditioning import camera_vector
 
 ANGLES = st.floats(-180, 180), st.floats(-85, 85)
@@ -48,7 +49,7 @@ def test_named_directions() -> None:
 
 def test_sampler_is_uniform_in_its_ranges_and_deterministic() -> None:
     """Means within 4 standard errors; the same generator state gives the same cameras."""
-    sampler = CameraSampler(azimuth=(-180, 180), elevation=(-10, 45), distance=(2, 3), fov=(15, 80))
+    sampler = CameraSampler(CameraConfig(azimuth=[-180, 180], elevation=[-10, 45], distance=[2, 3], fov=[15, 80]))
     cameras = sampler.sample(20_000, torch.Generator().manual_seed(0))
     for values, (low, high) in ((cameras.azimuth, (-180, 180)), (cameras.elevation, (-10, 45))):
         assert low <= values.min() and values.max() <= high
@@ -60,7 +61,7 @@ def test_sampler_is_uniform_in_its_ranges_and_deterministic() -> None:
 
 def test_every_camera_of_the_sequence_is_uniform_over_offsets() -> None:
     """Moments of both angles, and of their product, as if drawn: |z| < 4 at three places of the sequence."""
-    sampler, rng = SequenceSampler(), torch.Generator().manual_seed(1)
+    sampler, rng = SequenceSampler(CameraConfig()), torch.Generator().manual_seed(1)
     offsets = torch.rand(4000, 2, generator=rng, dtype=torch.float64)
     for first in (0, 7, 1000):
         cameras = [sampler.sequence(first, 1, offset, rng) for offset in offsets]
@@ -72,7 +73,7 @@ def test_every_camera_of_the_sequence_is_uniform_over_offsets() -> None:
 
 def test_sequence_goes_on_where_it_stopped_and_spreads() -> None:
     """In one piece or in two; and its discrepancy over both angles is far below that of independent ones."""
-    sampler, offset = SequenceSampler(), torch.tensor([0.3, 0.9], dtype=torch.float64)
+    sampler, offset = SequenceSampler(CameraConfig()), torch.tensor([0.3, 0.9], dtype=torch.float64)
     whole, rest = (sampler.sequence(first, 64 - first, offset, torch.Generator()) for first in (0, 12))
     assert torch.equal(whole.azimuth[12:], rest.azimuth) and torch.equal(whole.c2w[12:], rest.c2w)
 

@@ -182,7 +182,7 @@ def test_ranges_that_are_none_are_refused(bad: Any, teacher: TwoPointTeacher) ->
 @pytest.mark.parametrize(
     "bad, error, message",
     [
-        ({"noise": "antithethic"}, UserError, "did you mean 'antithetic'"),
+        ({"coupling": "antithethic"}, UserError, "did you mean 'antithetic'"),
         ({"proposal": "importence"}, UserError, "did you mean 'importance'"),
         ({"objective": "sdss"}, UserError, "did you mean 'sds'"),
         ({"strata": "renders"}, ValueError, "did you mean 'render'"),
@@ -307,8 +307,8 @@ def plug_ins() -> Iterator[None]:
         ({"proposal": "negative"}, "'negative' cannot be used: a proposal must be finite, non-negative"),
         ({"proposal": "short"}, "'short' must give a tensor of"),
         ({"proposal": "nothing"}, "'nothing' must give a tensor of"),
-        ({"noise": "flat"}, r"'flat' must give a tensor \(R, K"),
-        ({"noise": "nothing"}, r"'nothing' must give a tensor \(R, K"),
+        ({"coupling": "flat"}, r"'flat' must give a tensor \(R, K"),
+        ({"coupling": "nothing"}, r"'nothing' must give a tensor \(R, K"),
     ],
     ids=str,
 )

@@ -29,7 +29,7 @@ def test_one_config_gives_four_methods() -> None:
     assert settings["sds"] == (1, "uniform", "none", 1)
     assert settings["reuse"] == (4, "uniform", "none", 1)
     assert settings["paper"] == settings["carv"] == (4, "importance", "render", 1)
-    assert methods["paper"].guidance.noise == "independent" and methods["carv"].guidance.noise == "antithetic"
+    assert methods["paper"].guidance.coupling == "independent" and methods["carv"].guidance.coupling == "antithetic"
     assert list(dict(methods_of([("paper", methods["paper"])]))) == ["sds", "reuse", "carv"]
     assert plan.differing_key(methods["sds"], methods["carv"]) == "cameras.order: independent and sequence"
 

@@ -6,8 +6,9 @@ import dataclasses
 import subprocess
 import sys
 import tempfile
+import types
 from pathlib import Path
-from typing import Any, Literal, get_args, get_origin, get_type_hints
+from typing import Any, Literal, Union, get_args, get_origin
 
 import pytest
 import yaml
@@ -18,18 +19,19 @@ from carv3d import registry
 from carv3d.config import (
     PIPELINES,
     Config,
-    Ramp,
+    LinearSchedule,
     describe,
     find_config,
     load,
-    schema,
     to_yaml,
     validate,
 )
-from carv3d.config.kinds import section
-from carv3d.config.scenes import Gaussians, HashGrid
-from carv3d.config.teachers import ExactTeacher
+from carv3d.config.components import config_of
+from carv3d.config.keys import Key, fields_of
 from carv3d.errors import UserError
+from carv3d.generation.config import GuidanceConfig
+from carv3d.scenes.config import GaussiansConfig, HashGridConfig
+from carv3d.teachers.config import ExactTeacherConfig
 from tests.config_keys import KINDS, kind_overrides, leaves
 
 # ----------------------------------------------------------------------------------------- reading
@@ -39,8 +41,8 @@ def test_defaults_are_valid_and_typed() -> None:
     """What the dataclasses say by default must pass our own checks, as objects and not as dictionaries."""
     config = load(None)
     validate(config)
-    assert config == schema.Config()
-    assert isinstance(config.guidance.t_max, Ramp)
+    assert config == Config()
+    assert isinstance(config.guidance.t_max, LinearSchedule)
 
 
 def test_order_of_layers(tmp_path: Path) -> None:
@@ -49,7 +51,7 @@ def test_order_of_layers(tmp_path: Path) -> None:
     file.write_text("guidance: {resamples: 3, renders: 3}\n")
     base = {"guidance": {"resamples": 2, "renders": 2, "chunk": 2}}
     got = load(file, ["guidance.resamples=5"], base=base).guidance
-    assert (got.resamples, got.renders, got.chunk, got.scale) == (5, 3, 2, schema.Guidance().scale)
+    assert (got.resamples, got.renders, got.chunk, got.scale) == (5, 3, 2, GuidanceConfig().scale)
 
 
 def test_overrides_are_yaml_and_the_last_one_counts() -> None:
@@ -79,22 +81,22 @@ def test_quoted_prompt_is_unquoted() -> None:
 def test_ramp_as_one_number_holds_all_through_the_run() -> None:
     """Also over a ramp from the file: nothing of that one may stay."""
     base = {"regularisers": {"opacity": {"first": 0, "last": 2, "begin": 0.2, "end": 0.5}}}
-    assert load(None, base=base).regularisers.opacity == Ramp(0, 2, 0.2, 0.5)
-    assert load(None, ["regularisers.opacity=3"], base=base).regularisers.opacity == Ramp(3, 3, 0, 1)
+    assert load(None, base=base).regularisers.opacity == LinearSchedule(0, 2, 0.2, 0.5)
+    assert load(None, ["regularisers.opacity=3"], base=base).regularisers.opacity == LinearSchedule(3, 3, 0, 1)
 
 
 def test_ramp_in_parts_keeps_the_rest() -> None:
-    assert load(None, ["guidance.t_max.last=0.5"]).guidance.t_max == Ramp(0.98, 0.5)
-    assert load(None, ["guidance.t_max={end: 0.5}", "guidance.t_max.last=0.4"]).guidance.t_max == Ramp(
+    assert load(None, ["guidance.t_max.last=0.5"]).guidance.t_max == LinearSchedule(0.98, 0.5)
+    assert load(None, ["guidance.t_max={end: 0.5}", "guidance.t_max.last=0.4"]).guidance.t_max == LinearSchedule(
         0.98, 0.4, 0.0, 0.5
     )
 
 
 def test_ramp_values() -> None:
     """Flat, straight, flat; and with begin = end a jump."""
-    ramp = Ramp(1.0, 3.0, 0.25, 0.75)
+    ramp = LinearSchedule(1.0, 3.0, 0.25, 0.75)
     assert [ramp.at(p) for p in (0, 0.25, 0.5, 0.75, 1)] == [1, 1, 2, 3, 3]
-    assert [Ramp(1.0, 3.0, 0.5, 0.5).at(p) for p in (0.49, 0.5)] == [1, 3]
+    assert [LinearSchedule(1.0, 3.0, 0.5, 0.5).at(p) for p in (0.49, 0.5)] == [1, 3]
 
 
 def test_interpolations_see_the_values_of_all_layers(tmp_path: Path) -> None:
@@ -141,13 +143,13 @@ def test_interpolation_of_a_ramp() -> None:
     """Of another ramp or of a number, and what it leaves open can still be changed in part."""
     base = {"guidance": {"t_max": "${guidance.t_min}"}, "regularisers": {"opacity": "${guidance.scale}"}}
     config = load(None, ["guidance.t_min={first: 0.1, end: 0.5}", "guidance.t_max.last=0.9"], base=base)
-    assert config.guidance.t_max == Ramp(0.1, 0.9, 0.0, 0.5)
-    assert config.regularisers.opacity == Ramp(3.0, 3.0)
+    assert config.guidance.t_max == LinearSchedule(0.1, 0.9, 0.0, 0.5)
+    assert config.regularisers.opacity == LinearSchedule(3.0, 3.0)
 
 
 def test_interpolation_outlives_another_kind() -> None:
     base = {"scene": {"bound": "${cameras.distance.0}", "resolution": "${mesh.resolution}"}}
-    assert load(None, ["scene.type=hash_grid"], base=base).scene == HashGrid(bound=3.0)
+    assert load(None, ["scene.type=hash_grid"], base=base).scene == HashGridConfig(bound=3.0)
 
 
 def test_escaped_interpolation_is_text() -> None:
@@ -165,22 +167,22 @@ def test_missing_value_is_refused(override: str) -> None:
 
 def test_kind_picks_the_dataclass() -> None:
     config = load(None, ["scene.levels=4", "scene.type=hash_grid", "teacher={type: exact, views: 7}"])
-    assert config.scene == HashGrid(levels=4)
-    assert config.teacher == ExactTeacher(views=7)
+    assert config.scene == HashGridConfig(levels=4)
+    assert config.teacher == ExactTeacherConfig(views=7)
 
 
 def test_another_kind_on_the_command_line_drops_what_only_the_files_kind_has(tmp_path: Path) -> None:
     """A config for one kind of scene must be of use with another; what both have is kept."""
     file = tmp_path / "x.yaml"
     file.write_text("scene: {bound: 2.0, resolution: 99}\n")
-    assert load(file, ["scene.type=hash_grid"]).scene == HashGrid(bound=2.0)
+    assert load(file, ["scene.type=hash_grid"]).scene == HashGridConfig(bound=2.0)
 
 
 def test_empty_file_is_no_difference(tmp_path: Path) -> None:
     file = tmp_path / "x.yaml"
     for text in ("", "# nothing\n"):
         file.write_text(text)
-        assert load(file) == schema.Config()
+        assert load(file) == Config()
 
 
 def test_does_not_import_torch() -> None:
@@ -197,47 +199,67 @@ TEXTS = st.text(st.characters(exclude_categories=("Cs",)), max_size=20) | st.sam
 )
 
 
-def values(hint: Any) -> st.SearchStrategy[Any]:
+def numbers(key: Key, kind: type[Any]) -> st.SearchStrategy[Any]:
+    """Numbers within a key's limits."""
+    low, high = (key.ge if key.gt is None else key.gt), (key.le if key.lt is None else key.lt)
+    if kind is int:
+        low, high = (None if end is None else int(end) for end in (low, high))
+        return st.integers(-(2**63) if low is None else low, 2**63 if high is None else high - (key.lt is not None))
+    return st.floats(
+        low, high, exclude_min=key.gt is not None, exclude_max=key.lt is not None, allow_nan=False, allow_infinity=False
+    )
+
+
+def schedules(key: Key) -> st.SearchStrategy[LinearSchedule]:
+    ends = st.lists(st.floats(0, 1), min_size=2, max_size=2).map(sorted)
+    value = numbers(key, float)
+    return st.builds(lambda first, last, at: LinearSchedule(first, last, *at), value, value, ends)
+
+
+def values(hint: Any, key: Key) -> st.SearchStrategy[Any]:
+    if hint is LinearSchedule:
+        return schedules(key)
     if dataclasses.is_dataclass(hint):
         return sections(hint)
     if get_origin(hint) is Literal:
         return st.sampled_from(get_args(hint))
-    background = st.sampled_from(["white", "random"]) | st.lists(NUMBERS, min_size=3, max_size=3)
-    return {
-        bool: st.booleans(),
-        int: st.integers(-(2**63), 2**63),
-        float: NUMBERS,
-        str: TEXTS,
-        list[float]: st.lists(NUMBERS, max_size=3),
-        list[str]: st.lists(TEXTS, max_size=3),
-        Any: background,
-    }[hint]
+    if get_origin(hint) in (Union, types.UnionType):
+        return st.one_of([values(part, key) for part in get_args(hint)])
+    if hint in (int, float):
+        return numbers(key, hint)
+    if get_origin(hint) is list:
+        return st.lists(values(get_args(hint)[0], key), min_size=key.length or 0, max_size=key.length or 3)
+    if key.pattern:
+        return st.from_regex(key.pattern, fullmatch=True).filter(lambda text: not any(map(_is_surrogate, text)))
+    return st.booleans() if hint is bool else TEXTS
+
+
+def _is_surrogate(character: str) -> bool:
+    return 0xD800 <= ord(character) < 0xE000
 
 
 def sections(of: Any) -> st.SearchStrategy[Any]:
-    hints = {f.name: get_type_hints(of)[f.name] for f in dataclasses.fields(of)}
-    of_kinds = schema.KINDS if of is schema.Config else {}
-    if of is schema.Guidance:
-        of_kinds = {"objective": "objective"}
-    special = {
-        key: st.one_of([sections(section(kind, name)) for name in registry.names(kind)])
-        for key, kind in of_kinds.items()
-        if key in hints
-    }
-    if "type" in hints and hints["type"] is str:  # a component whose section got its name from the registry
-        special["type"] = st.just(of().type)
-    return st.builds(of, **({k: values(h) for k, h in hints.items() if k not in special} | special))
+    found = {}
+    for name, field in fields_of(of).items():
+        if field.component:
+            kind = field.component.kind
+            found[name] = st.one_of([sections(config_of(kind, other)) for other in registry.names(kind)])
+        elif name == "type" and field.hint is str:  # a component that got its name from the registry
+            found[name] = st.just(of().type)
+        else:
+            found[name] = values(field.hint, field.key)
+    return st.builds(of, **found)
 
 
 @settings(max_examples=30, phases=[Phase.explicit, Phase.generate])  # shrinking takes long
-@given(sections(schema.Config))
-def test_config_survives_writing_and_reading(config: schema.Config) -> None:
+@given(sections(Config))
+def test_config_survives_writing_and_reading(config: Config) -> None:
     """A run is repeated from its config.yaml: not a bit of any value may change on the way."""
     for write in (to_yaml, describe):
         assert load_text(write(config)) == config
 
 
-def load_text(text: str) -> schema.Config:
+def load_text(text: str) -> Config:
     with tempfile.TemporaryDirectory() as folder:
         file = Path(folder) / "config.yaml"
         file.write_text(text, encoding="utf-8")
@@ -245,10 +267,14 @@ def load_text(text: str) -> schema.Config:
 
 
 def test_description_has_every_key_with_its_comment() -> None:
-    """The source's comments are the documentation: each must arrive, on the line of its key."""
+    """Meaning, choices and range of each key, on its line."""
     text = describe()
     assert "resamples: 4  # K, (t, eps) draws a render; auto" in text
-    assert "  strata: render  # render: K strata a render; global: R*K a step; none | render | global" in text
+    assert (
+        "  strata: render  # of timesteps; render: K strata a render; global: R*K a step; none | render | global"
+        in text
+    )
+    assert "  renders: 1  # R, renders a step; at least 1" in text
     for kinds in KINDS:
         for key, _, _ in leaves(load(None, kind_overrides(kinds))):
             section, _, name = key.rpartition(".")  # a ramp's parts are not written out
@@ -259,7 +285,7 @@ def test_other_kinds_in_the_description_can_be_uncommented() -> None:
     blocks = [block.splitlines() for block in describe().split("\n\n") if block.startswith("# Another scene:")]
     written = ["\n".join(line.removeprefix("# ") for line in block[2:]) for block in blocks]
     found = [load(None, base=yaml.safe_load(text)).scene for text in written]
-    assert found == [HashGrid(), Gaussians()]
+    assert found == [HashGridConfig(), GaussiansConfig()]
 
 
 # ----------------------------------------------------------------------------------------- finding

@@ -11,16 +11,18 @@ import torch
 from carv3d.cameras import Cameras
 from carv3d.errors import UserError
 from carv3d.scenes import Gaussians
-from carv3d.scenes.densification import Densification
+from carv3d.scenes.config import DensificationConfig, GaussiansConfig
 from carv3d.training.moments import carry_moments
 from tests.gaussians import cameras, cloud, look, seeded
 
-RULE = Densification(every=1, begin=0.0, end=1.0, gradient=1.0, split_scale=0.1, prune_opacity=0.0, prune_scale=9.0)
+RULE = DensificationConfig(
+    every=1, begin=0.0, end=1.0, gradient=1.0, split_scale=0.1, prune_opacity=0.0, prune_scale=9.0
+)
 
 
 def noted(count: int = 200, **rule: float) -> Gaussians:
     """A ball of Gaussians of two sizes, with gradients noted for the first half of them."""
-    scene = Gaussians(count=count, opacity=0.5, densify=replace(RULE, **rule), generator=seeded())
+    scene = Gaussians(GaussiansConfig(count=count, opacity=0.5, densify=replace(RULE, **rule)), seeded())
     with torch.no_grad():
         scene.log_scales[::2] = math.log(0.12)
         scene.log_scales[1::2] = math.log(0.06)

@@ -31,6 +31,7 @@ from carv3d.objectives.fake_score import FakeScore
 from carv3d.runs import disk_errors, read_metrics
 from carv3d.sampling import proposal, uniform_pmf
 from carv3d.teachers import DiffusersTeacher
+from carv3d.teachers.config import DiffusersTeacherConfig
 from carv3d.teachers.denoiser import Denoiser
 from tests.estimates import averaged, sds
 from tests.pipelines import make_pipeline, make_sdxl
@@ -88,7 +89,7 @@ def run(folder: Path, tmp_path_factory: pytest.TempPathFactory) -> Path:
 
 def parts(folder: Path, count: int = 3) -> tuple[DiffusersTeacher, Denoiser, object, Tensor]:
     """A teacher, a fake score that is not the teacher, conditions and latents of some outputs."""
-    teacher = DiffusersTeacher(folder)
+    teacher = DiffusersTeacher(DiffusersTeacherConfig(path=str(folder)))
     fake = teacher.trainable(rank=0, seed=0)
     rng = torch.Generator().manual_seed(3)
     with torch.no_grad():
@@ -189,7 +190,7 @@ def test_conditions_of_a_batch_are_those_of_each_alone(folder: Path) -> None:
 @pytest.mark.parametrize("prediction", ["epsilon", "v_prediction"])
 def test_the_fake_score_learns_by_the_ordinary_loss(tmp_path: Path, prediction: str) -> None:
     """The loss of a network that knows the answer is zero, in whatever it predicts; else it is not."""
-    teacher = DiffusersTeacher(make_pipeline(tmp_path / "sd", prediction=prediction))
+    teacher = DiffusersTeacher(DiffusersTeacherConfig(path=str(make_pipeline(tmp_path / "sd", prediction=prediction))))
     fake = teacher.trainable(rank=0, seed=0)
     z = torch.randn(4, *teacher.latent_shape, generator=torch.Generator().manual_seed(0))
     score = FakeScore(fake, 1e-3, [0.9, 0.999])
@@ -214,12 +215,12 @@ def test_plain_dmd2_is_one_resample_of_the_estimator(folder: Path, monkeypatch: 
     estimate = Carv.estimate
 
     def spy(self: Carv, *args: Any, **options: Any) -> Any:
-        seen.append((self.resamples, self.strata, self.noise))
+        seen.append((self.resamples, self.strata, self.coupling))
         return estimate(self, *args, **options)
 
     monkeypatch.setattr(Carv, "estimate", spy)
     Distiller(config(folder, "matching.resamples=1", "matching.strata=none")).step()
-    Distiller(config(folder, "matching.resamples=4", "matching.noise=antithetic")).step()
+    Distiller(config(folder, "matching.resamples=4", "matching.coupling=antithetic")).step()
     assert seen == [(1, "none", "independent"), (4, "render", "antithetic")]
 
 

@@ -55,7 +55,7 @@ def replicates(
 )
 def test_unbiased(teacher: TwoPointTeacher, z: Tensor, kind: str, strata: str, K: int, noise: str) -> None:
     """The mean of 3,000 estimates meets the integral on every coordinate and on 8 random projections: |z| < 4."""
-    found = replicates(teacher, z, 3000, seed=K, proposal=kind, strata=strata, resamples=K, noise=noise)
+    found = replicates(teacher, z, 3000, seed=K, proposal=kind, strata=strata, resamples=K, coupling=noise)
     p, w = uniform_pmf(1000, 20, 980), sds_weight(teacher.schedule.alpha, teacher.schedule.sigma, "sds")
     exact = teacher.expectation(z, p, w).flatten()
     g = torch.Generator().manual_seed(3)
@@ -115,7 +115,7 @@ def test_importance_varies_less_where_the_residual_is_flat() -> None:
 
 def test_variance_falls_as_one_over_k(teacher: TwoPointTeacher, z: Tensor) -> None:
     """Independent resamples of a fixed render average like independent draws."""
-    how = dict(proposal="uniform", strata="none", noise="independent")
+    how = dict(proposal="uniform", strata="none", coupling="independent")
     one, eight = (variance(teacher, z, resamples=k, **how) for k in (1, 8))
     assert one / eight == pytest.approx(8, rel=0.15)
 

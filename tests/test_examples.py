@@ -60,7 +60,7 @@ def run(tmp_path: Path, *words: str) -> str:
         (["scene.type=own_scene.Balls", "scene.count=8"], ""),
         (["scene=own_image_scene.Card", "cameras=own_cameras.Frontal", *CARD], ""),
         (["teacher.type=own_teacher.Colour", "teacher.red=0.9", "guidance.objective=csd"], ""),
-        (["guidance.noise=own_coupling.orthogonal", "guidance.proposal=own_coupling.flat_and_weighted"], ""),
+        (["guidance.coupling=own_coupling.orthogonal", "guidance.proposal=own_coupling.flat_and_weighted"], ""),
     ],
     ids=lambda v: v[0].partition("=")[2].partition(".")[0] if isinstance(v, list) else "",
 )

@@ -19,6 +19,7 @@ from carv3d.loss import Carv
 from carv3d.prompts.views import ViewPrompts, with_views
 from carv3d.sampling import sds_weight
 from carv3d.teachers import DiffusersTeacher
+from carv3d.teachers.config import DiffusersTeacherConfig
 from carv3d.teachers.ddim import ddim_sample
 from tests.estimates import sds
 from tests.pipelines import MAKERS, make_pipeline, make_sd3
@@ -63,7 +64,7 @@ def told(folder: Path, text: str, negative: str) -> dict[str, tuple[Tensor, Tens
 @torch.no_grad()
 def test_words_are_those_of_diffusers_own_pipeline(folder: Path) -> None:
     """Prompt and empty negative, every tensor of them."""
-    teacher = DiffusersTeacher(folder, cache_text=False)
+    teacher = DiffusersTeacher(DiffusersTeacherConfig(path=str(folder), cache_text=False))
     words = teacher.family.embed(["a, front view", ""])
     theirs = told(folder, "a, front view", "")
     assert words.keys() == theirs.keys()
@@ -74,7 +75,7 @@ def test_words_are_those_of_diffusers_own_pipeline(folder: Path) -> None:
 
 def test_residual_and_weight_by_an_independent_formula(folder: Path) -> None:
     """In float64 from the raw prediction, by way of the clean picture that it implies (not of eps_hat)."""
-    teacher = DiffusersTeacher(folder, cache_text=False)
+    teacher = DiffusersTeacher(DiffusersTeacherConfig(path=str(folder), cache_text=False))
     z, t, eps = draws(teacher)
     condition = teacher.condition("a", CAMERAS)
     found = sds(teacher, z, t, eps, condition, 1.0).double()
@@ -111,7 +112,7 @@ def test_residual_and_weight_by_an_independent_formula(folder: Path) -> None:
 
 def test_scale_one_is_the_conditional_prediction(folder: Path) -> None:
     """Exactly; other scales lie on the line through it and the unconditional one."""
-    teacher = DiffusersTeacher(folder, cache_text=False)
+    teacher = DiffusersTeacher(DiffusersTeacherConfig(path=str(folder), cache_text=False))
     z, t, eps = draws(teacher)
     condition = teacher.condition("a", CAMERAS)
     zero, one, five = (sds(teacher, z, t, eps, condition, scale) for scale in (0.0, 1.0, 5.0))
@@ -125,7 +126,9 @@ def test_scale_one_is_the_conditional_prediction(folder: Path) -> None:
 @pytest.mark.parametrize("perp", [False, True])
 def test_rows_and_chunks_do_not_mix(folder: Path, perp: bool) -> None:
     """A draw's residual does not depend on what else is asked in the same call."""
-    teacher = DiffusersTeacher(folder, cache_text=False, views=ViewPrompts(perp_neg=perp))
+    teacher = DiffusersTeacher(
+        DiffusersTeacherConfig(path=str(folder), cache_text=False), views=ViewPrompts(perp_neg=perp)
+    )
     z = torch.randn(4, *teacher.latent_shape, generator=torch.Generator().manual_seed(0))
     condition = teacher.condition("a", CAMERAS)
     whole, pieces = (Carv(teacher, resamples=3, chunk=chunk) for chunk in (0, 5))
@@ -135,7 +138,7 @@ def test_rows_and_chunks_do_not_mix(folder: Path, perp: bool) -> None:
 
 def test_out_of_memory_halves_the_chunk_and_stays_so(folder: Path, monkeypatch: pytest.MonkeyPatch) -> None:
     """The same estimate; the next one starts with what fitted."""
-    teacher = DiffusersTeacher(folder, cache_text=False)
+    teacher = DiffusersTeacher(DiffusersTeacherConfig(path=str(folder), cache_text=False))
     z = torch.randn(2, *teacher.latent_shape, generator=torch.Generator().manual_seed(0))
     condition, calls = teacher.condition("a", CAMERAS[:2]), []
     carv = Carv(teacher, resamples=4)
@@ -161,8 +164,8 @@ def test_half_precision_gradients(folder: Path) -> None:
     """Of float16 networks, through the encoder too: within 1 % of float32's."""
     rgb = torch.rand(2, 3, 16, 16, generator=torch.Generator().manual_seed(0))
     gradients = []
-    for dtype in (torch.float32, torch.float16):
-        teacher = DiffusersTeacher(folder, dtype=dtype, cache_text=False)
+    for dtype in ("float32", "float16"):
+        teacher = DiffusersTeacher(DiffusersTeacherConfig(path=str(folder), dtype=dtype, cache_text=False))
         picture = rgb.clone().requires_grad_()
         carv = Carv(teacher, resamples=4, guidance=3.0)
         loss, _ = carv(teacher.encode(picture), teacher.condition("a", CAMERAS[:2]), torch.Generator().manual_seed(1))
@@ -200,7 +203,9 @@ class TestPerpNeg:
 
     def test_rows_are_told_their_own_views(self, folders: dict[str, Path]) -> None:
         """Of a batch of views and draws, each as it would be alone."""
-        teacher = DiffusersTeacher(folders["sd"], cache_text=False, views=ViewPrompts(perp_neg=True))
+        teacher = DiffusersTeacher(
+            DiffusersTeacherConfig(path=str(folders["sd"]), cache_text=False), views=ViewPrompts(perp_neg=True)
+        )
         z, t, eps = draws(teacher)
         condition = teacher.condition("a", CAMERAS, "side")
         together = sds(teacher, z, t, eps, condition, 5.0, perp_neg=True)
@@ -208,7 +213,7 @@ class TestPerpNeg:
             one = torch.tensor([row])
             alone = sds(teacher, z[one], t[one], eps[one], condition[one], 5.0, perp_neg=True)
             torch.testing.assert_close(alone[0], together[row], rtol=1e-3, atol=1e-5)
-        plain = DiffusersTeacher(folders["sd"], cache_text=False)
+        plain = DiffusersTeacher(DiffusersTeacherConfig(path=str(folders["sd"]), cache_text=False))
         usual = sds(plain, z, t, eps, plain.condition("a", CAMERAS, "side"), 5.0)
         torch.testing.assert_close(usual[3], together[3], rtol=1e-3, atol=1e-5)  # from above
         assert not torch.allclose(usual[1], together[1], rtol=1e-2)
@@ -239,12 +244,12 @@ def test_denoiser_of_other_channels_is_refused(tmp_path: Path) -> None:
     """Inpainting models, for instance, are Stable Diffusion pipelines too."""
     folder = make_pipeline(tmp_path / "teacher", channels=9)
     with pytest.raises(UserError, match=r"latents of 4 channels and its denoiser takes 9"):
-        DiffusersTeacher(folder)
+        DiffusersTeacher(DiffusersTeacherConfig(path=str(folder)))
 
 
 def test_samples_of_every_family(folder: Path) -> None:
     """The sampler starts from as much noise as there is a picture behind, and ends in finite pictures."""
-    teacher = DiffusersTeacher(folder, cache_text=False)
+    teacher = DiffusersTeacher(DiffusersTeacherConfig(path=str(folder), cache_text=False))
     condition = teacher.condition("a", CAMERAS[:2])
     rng = torch.Generator().manual_seed(0)
     z = ddim_sample(teacher, condition, (2, *teacher.latent_shape), rng, steps=4)
@@ -255,7 +260,7 @@ def test_samples_of_every_family(folder: Path) -> None:
 def test_sd3_without_its_largest_text_encoder(tmp_path: Path) -> None:
     """T5 may be left out: its words are zeros, as diffusers has it."""
     folder = make_sd3(tmp_path / "sd3", t5=False)
-    words = DiffusersTeacher(folder, cache_text=False).family.embed(["a"])
+    words = DiffusersTeacher(DiffusersTeacherConfig(path=str(folder), cache_text=False)).family.embed(["a"])
     torch.testing.assert_close(words["text"], told(folder, "a", "")["text"][0])
     assert not words["text"][:, -256:].any()
 
@@ -268,7 +273,7 @@ SMALL = [
         "teacher.dtype=float32",
         "training.steps=4",
         "training.checkpoint_every=2",
-        "training.opinion_every=4",
+        "training.denoising_preview_every=4",
     ),
     *("cameras.height=16", "cameras.width=16", "renderer.samples=16", "guidance.resamples=2"),
     *("scene.type=voxel_grid", "scene.resolution=8"),

@@ -14,6 +14,7 @@ from carv3d.cameras import Cameras
 from carv3d.errors import UserError
 from carv3d.prompts.views import ViewPrompts
 from carv3d.teachers import DiffusersTeacher
+from carv3d.teachers.config import DiffusersTeacherConfig
 from tests.estimates import sds
 from tests.pipelines import MAKERS, make_pipeline
 
@@ -34,7 +35,10 @@ def loaded(kind: str, folder: Path) -> Any:
 def test_it_is_the_teacher_of_the_pipelines_folder(kind: str, tmp_path: Path) -> None:
     """Latents, pictures, conditions and residuals are those of the same pipeline loaded by carv3d."""
     folder = MAKERS[kind](tmp_path / kind)
-    mine, theirs = carv3d.from_pipeline(loaded(kind, folder)), DiffusersTeacher(folder, cache_text=False)
+    mine, theirs = (
+        carv3d.from_pipeline(loaded(kind, folder)),
+        DiffusersTeacher(DiffusersTeacherConfig(path=str(folder), cache_text=False)),
+    )
     g = torch.Generator().manual_seed(0)
     rgb = torch.rand(2, 3, mine.image_size, mine.image_size, generator=g)
     z = mine.encode(rgb)

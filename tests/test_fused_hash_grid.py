@@ -11,6 +11,7 @@ import pytest
 import torch
 
 from carv3d.scenes import HashGrid, fused_hash_grid
+from carv3d.scenes.config import HashGridConfig
 
 HAS_TRITON = importlib.util.find_spec("triton") is not None
 
@@ -21,7 +22,7 @@ def compare(device: str) -> None:
         assert fused_hash_grid.problem(torch.device(device)) is None
     rng = torch.Generator(device).manual_seed(0)
     options = {"levels": 5, "features": 3, "log2_table": 8, "base_resolution": 3, "finest_resolution": 40}
-    scene = HashGrid(generator=rng, bound=1.5, **options)  # type: ignore[arg-type]
+    scene = HashGrid(HashGridConfig(bound=1.5, **options), rng)  # type: ignore[arg-type]
     assert 0 < scene.dense_levels < 5
     with torch.no_grad():
         scene.table.normal_(generator=rng)

@@ -12,12 +12,14 @@ import trimesh
 from rich.console import Console
 
 from carv3d.cameras import Cameras
-from carv3d.config import Ramp, schema, validate
+from carv3d.config import LinearSchedule, validate
+from carv3d.generation.config import MeshConfig
 from carv3d.generation.generation import generate, load_trained
 from carv3d.mesh import load
 from carv3d.runs import Run
 from carv3d.scenes import Gaussians
 from carv3d.teachers import ExactTeacher
+from carv3d.teachers.config import ExactTeacherConfig
 from carv3d.training.trainer import Trainer
 from tests.gaussians import look, read_splats, seeded, small
 from tests.test_cli import carv3d
@@ -26,13 +28,13 @@ from tests.test_point_cloud import XYZ, ply_text
 
 @pytest.fixture(scope="module")
 def teacher() -> ExactTeacher:
-    return ExactTeacher(views=20, neighbours=4)
+    return ExactTeacher(ExactTeacherConfig(views=20, neighbours=4))
 
 
 def test_resuming_after_densification_gives_the_same_numbers(teacher: ExactTeacher) -> None:
     """A checkpoint holds however many Gaussians there are, their notes and their moments."""
-    config = small(degree=1, lr_position=Ramp(0.1, 0.01))
-    config.regularisers.gaussian_opacity = config.regularisers.gaussian_scale = Ramp(0.1, 0.1)
+    config = small(degree=1, lr_position=LinearSchedule(0.1, 0.01))
+    config.regularisers.gaussian_opacity = config.regularisers.gaussian_scale = LinearSchedule(0.1, 0.1)
     whole = Trainer(config, teacher)
     counts = []
     for _ in range(12):
@@ -52,7 +54,7 @@ def test_resuming_after_densification_gives_the_same_numbers(teacher: ExactTeach
 
 def test_a_learning_rate_that_ends_holds_its_parameter(teacher: ExactTeacher) -> None:
     """From where the ramp is 0 on positions stay where they are and colours go on."""
-    config = small(lr_position=Ramp(0.1, 0.0, 0.0, 0.5))
+    config = small(lr_position=LinearSchedule(0.1, 0.0, 0.0, 0.5))
     config.scene.densify.every = 0
     trainer, found = Trainer(config, teacher), []
     for _ in range(8):
@@ -85,7 +87,7 @@ def test_a_run_leaves_pictures_a_mesh_and_splats(tmp_path: Path, teacher: ExactT
     source = tmp_path / "points.ply"
     trimesh.PointCloud(points, colors=np.tile(np.uint8([255, 0, 0, 255]), (200, 1))).export(source)
     config = small(points=str(source), opacity=0.6)
-    config.mesh = schema.Mesh(formats=["glb", "splat"], resolution=32, faces=300, texture="vertex")
+    config.mesh = MeshConfig(formats=["glb", "splat"], resolution=32, faces=300, texture="vertex")
     validate(config)
     with Run.create(config, "gaussians", "test", folder=tmp_path / "run") as run:
         generate(run, resume=False, console=Console(quiet=True), teacher=teacher)

@@ -9,10 +9,11 @@ import pytest
 import torch
 from scipy.special import sph_harm_y
 
-from carv3d.config import Config, Ramp, validate
+from carv3d.config import Config, LinearSchedule, constant, validate
 from carv3d.errors import UserError
 from carv3d.mesh import extract
 from carv3d.scenes import Gaussians
+from carv3d.scenes.config import GaussiansConfig
 from carv3d.scenes.spherical_harmonics import basis
 from tests.gaussians import seeded, small
 
@@ -32,9 +33,16 @@ def test_spherical_harmonics_are_the_real_ones() -> None:
 
 
 def test_each_parameter_has_its_learning_rate() -> None:
-    """A share of the optimizer's: one number, or a ramp over the run; the harmonics' goes with the colours'."""
-    shares = {"lr_scale": 0.3, "lr_rotation": 0.4, "lr_opacity": 0.5, "lr_colour": Ramp(1.0, 0.5)}
-    scene = Gaussians(count=3, degree=1, lr_position=Ramp(0.2, 0.0, end=0.5), **shares, generator=seeded())
+    """A share of the optimizer's: a linear schedule over the run; the harmonics' goes with the colours'."""
+    shares = {
+        "lr_scale": constant(0.3),
+        "lr_rotation": constant(0.4),
+        "lr_opacity": constant(0.5),
+        "lr_colour": LinearSchedule(1.0, 0.5),
+    }
+    scene = Gaussians(
+        GaussiansConfig(count=3, degree=1, lr_position=LinearSchedule(0.2, 0.0, end=0.5), **shares), seeded()
+    )
     for progress, expected in (
         (0.0, [0.2, 0.3, 0.4, 0.5, 1.0, 0.05]),
         (0.25, [0.1, 0.3, 0.4, 0.5, 0.875, 0.04375]),
@@ -47,7 +55,7 @@ def test_each_parameter_has_its_learning_rate() -> None:
 
 def test_density_hides_as_much_as_the_gaussian() -> None:
     """Along a line through a round Gaussian the sampled density absorbs its opacity; its colour is the Gaussian's."""
-    scene = Gaussians(count=1, generator=seeded())
+    scene = Gaussians(GaussiansConfig(count=1), seeded())
     with torch.no_grad():
         scene.positions.zero_()
         scene.log_scales.fill_(math.log(0.1))
@@ -64,7 +72,7 @@ def test_density_hides_as_much_as_the_gaussian() -> None:
 
 def test_mesh_of_a_ball_of_gaussians_is_the_ball() -> None:
     """One closed surface of the ball's size, without holes."""
-    scene = Gaussians(count=1500, radius=0.5, opacity=0.9, generator=seeded())
+    scene = Gaussians(GaussiansConfig(count=1500, radius=0.5, opacity=0.9), seeded())
     mesh = extract(scene.field(48), resolution=48, threshold=0.5)
     assert mesh.info["watertight"]
     radius = np.linalg.norm(mesh.vertices, axis=1)
@@ -74,10 +82,14 @@ def test_mesh_of_a_ball_of_gaussians_is_the_ball() -> None:
 @pytest.mark.parametrize(
     ("key", "value", "message"),
     [
-        ("regularisers.total_variation", Ramp(1, 1), r"total_variation must be 0 \(scene\.type=gaussians has no such"),
+        (
+            "regularisers.total_variation",
+            LinearSchedule(1, 1),
+            r"total_variation must be 0 \(scene\.type=gaussians has no such",
+        ),
         ("scene.densify.begin", 0.9, "scene.densify.begin and .end must be in order"),
-        ("scene.lr_position", Ramp(0.1, -0.1), "scene.lr_position must be at least 0"),
-        ("scene.opacity", 1.0, "scene.opacity must be between 0 and 1"),
+        ("scene.lr_position", LinearSchedule(0.1, -0.1), "scene.lr_position must be at least 0"),
+        ("scene.opacity", 1.0, "scene.opacity must be greater than 0 and less than 1"),
         ("scene.degree", 4, "scene.degree must be from 0 to 3"),
         ("scene.radius", 2.0, "scene.radius must be at most scene.bound"),
     ],
@@ -98,7 +110,7 @@ def test_what_is_of_gaussians_is_not_of_fields() -> None:
     for key, value in (
         ("mesh.formats", ["splat"]),
         ("renderer.backend", "gsplat"),
-        ("regularisers.gaussian_scale", Ramp(1, 1)),
+        ("regularisers.gaussian_scale", LinearSchedule(1, 1)),
     ):
         config = Config(prompt="a red cone")
         section, name = key.split(".")

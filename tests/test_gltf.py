@@ -17,9 +17,10 @@ from typing import Any
 import numpy as np
 import pytest
 
-from carv3d.config import schema
+from carv3d.generation.config import MeshConfig
 from carv3d.generation.results import export
 from carv3d.scenes import Gaussians, Scene, VoxelGrid
+from carv3d.scenes.config import GaussiansConfig, VoxelGridConfig
 from tests.gaussians import seeded
 
 VALIDATE = """
@@ -44,10 +45,10 @@ def has_validator() -> bool:
 def glb(request: pytest.FixtureRequest, tmp_path_factory: pytest.TempPathFactory) -> Path:
     """What `carv3d export` writes of either kind of scene."""
     kind, colours = request.param.split(", ")
-    scene: Scene = VoxelGrid(resolution=16, blob_density=20.0, generator=seeded())
+    scene: Scene = VoxelGrid(VoxelGridConfig(resolution=16, blob_density=20.0), seeded())
     if kind == "gaussians":
-        scene = Gaussians(count=400, opacity=0.9, generator=seeded())
-    settings = schema.Mesh(formats=["glb"], resolution=24, faces=300, texture_size=64)
+        scene = Gaussians(GaussiansConfig(count=400, opacity=0.9), seeded())
+    settings = MeshConfig(formats=["glb"], resolution=24, faces=300, texture_size=64)
     settings.texture = "uv" if colours == "texture" else "vertex"
     _, [path] = export(scene, settings, tmp_path_factory.mktemp("mesh"))
     return path

@@ -77,7 +77,7 @@ class TestLinearGaussian:
                 spread = w[(u * len(w)).long()].var(1, correction=0).mean().item()
                 of_t = spread * condition / K
             of_one = of_t + of_eps
-            if method.noise != "independent":  # all of eps is odd here, and K even
+            if method.coupling != "independent":  # all of eps is odd here, and K even
                 of_eps = 0.0
             inside = found.within_samples(method).mean()
             assert inside == pytest.approx(of_t + of_eps, abs=0.05 * of_one), method

@@ -15,9 +15,11 @@ from torch import Tensor
 from carv3d.cameras import Cameras
 from carv3d.errors import UserError
 from carv3d.renderers import Render, VolumeRenderer, compositing, nerfacc_backend
+from carv3d.renderers.config import RendererConfig
 from carv3d.renderers.occupancy import Occupancy
 from carv3d.renderers.rays import Rays
 from carv3d.scenes import HashGrid, RadianceField, VoxelGrid
+from carv3d.scenes.config import HashGridConfig, VoxelGridConfig
 from tests import nerfacc_kernels
 
 KINDS = ["voxels", "hash"]
@@ -48,10 +50,10 @@ def cameras(azimuth: float = 30.0, elevation: float = 20.0, **options: Any) -> C
 def field(kind: str, seed: int = 0) -> RadianceField:
     """With enough in it everywhere for any difference to be seen."""
     if kind == "voxels":
-        scene: RadianceField = VoxelGrid(resolution=8, bound=1.2, generator=seeded(seed))
+        scene: RadianceField = VoxelGrid(VoxelGridConfig(resolution=8, bound=1.2), seeded(seed))
     else:
         small = {"levels": 3, "log2_table": 8, "base_resolution": 4, "finest_resolution": 16, "hidden": 8}
-        scene = HashGrid(bound=1.2, generator=seeded(seed), **small)  # type: ignore[arg-type]
+        scene = HashGrid(HashGridConfig(bound=1.2, **small), seeded(seed))  # type: ignore[arg-type]
     with torch.no_grad():
         for parameter in scene.parameters():
             parameter += 0.5 * torch.randn(parameter.shape, generator=seeded(seed + 1))
@@ -62,7 +64,9 @@ def drawn(
     backend: str, scene: RadianceField, views: Cameras, occupied: Tensor | None, samples: int, **options: Any
 ) -> tuple[Render, list[Tensor]]:
     """A render with normals, and the gradients of a loss on all that it returns."""
-    renderer = VolumeRenderer(samples=samples, occupancy_resolution=0 if occupied is None else len(occupied))
+    renderer = VolumeRenderer(
+        RendererConfig(samples=samples, occupancy_resolution=0 if occupied is None else len(occupied))
+    )
     renderer.backend = backend
     renderer.to(views.c2w.device)
     if renderer.occupancy is not None and occupied is not None:
@@ -170,7 +174,7 @@ def test_packed_equals_dense_at_a_real_size(stand_ins: None, kind: str, half_emp
     assert_alike(*found)
     samples = found[1][0].samples
     assert samples is not None
-    hit = VolumeRenderer(occupancy_resolution=0)(field(kind), views, training=False).samples
+    hit = VolumeRenderer(RendererConfig(occupancy_resolution=0))(field(kind), views, training=False).samples
     assert hit is not None
     share = len(samples.ray) / len(hit.ray)
     assert 0.4 < share < 0.6 if half_empty else share == 1.0
@@ -195,11 +199,11 @@ def test_float64_is_not_the_kernels(stand_ins: None) -> None:
 def test_asked_for_without_cuda_it_is_refused() -> None:
     """Before anything is imported or built; auto is torch."""
     cpu = torch.device("cpu")
-    assert VolumeRenderer(device=cpu).backend == "torch"
+    assert VolumeRenderer(RendererConfig(), device=cpu).backend == "torch"
     with pytest.raises(UserError, match=r"renderer\.backend=nerfacc, but nerfacc needs a CUDA device: use renderer"):
-        VolumeRenderer(backend="nerfacc", device=cpu)
+        VolumeRenderer(RendererConfig(backend="nerfacc"), device=cpu)
     with pytest.raises(ValueError, match="auto, torch or nerfacc"):
-        VolumeRenderer(backend="gsplat", device=cpu)
+        VolumeRenderer(RendererConfig(backend="gsplat"), device=cpu)
 
 
 @pytest.mark.gpu

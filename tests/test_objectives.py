@@ -26,6 +26,7 @@ from carv3d.objectives.sds import Sds
 from carv3d.objectives.vsd import Vsd
 from carv3d.sampling import sds_weight, uniform_pmf
 from carv3d.teachers import DiffusersTeacher, ExactTeacher
+from carv3d.teachers.config import DiffusersTeacherConfig, ExactTeacherConfig
 from carv3d.training.trainer import Trainer
 from tests.pipelines import make_deepfloyd, make_pipeline, make_sd3, make_sdxl
 from tests.test_cli import carv3d
@@ -43,7 +44,7 @@ def folder(tmp_path_factory: pytest.TempPathFactory) -> Path:
 
 @pytest.fixture(scope="module")
 def teacher(folder: Path) -> DiffusersTeacher:
-    return DiffusersTeacher(folder, cache_text=False)
+    return DiffusersTeacher(DiffusersTeacherConfig(path=str(folder), cache_text=False))
 
 
 def drawn(teacher: DiffusersTeacher, scale: float, *, count: int = 3) -> Draw:
@@ -94,7 +95,7 @@ def test_unbiased(objective: str, proposal: str, strata: Any, resamples: int, no
         proposal=proposal,
         strata=strata,
         resamples=resamples,
-        noise=noise,
+        coupling=noise,
     )
     rng = torch.Generator().manual_seed(resamples)
     found = carv.estimate(z.expand(count, 1, 2, 2), model.rows(count), rng).fbar.flatten(1)
@@ -139,7 +140,7 @@ class TestVsd:
     @pytest.mark.parametrize("rank", [0, 4])
     def test_steps_that_are_only_timed_teach_it_nothing(self, folder: Path, rank: int) -> None:
         """Neither its weights nor its optimiser's moments, of which there are none at the start."""
-        teacher = DiffusersTeacher(folder, cache_text=False)
+        teacher = DiffusersTeacher(DiffusersTeacherConfig(path=str(folder), cache_text=False))
         carv = Carv(teacher, objective=Vsd(rank=rank), guidance=3.0)
         z, condition = torch.randn(1, *teacher.latent_shape), teacher.condition("a", CAMERAS[:1])
         for step in range(2):  # before and after its first update
@@ -154,7 +155,7 @@ class TestVsd:
     @pytest.mark.parametrize("rank", [0, 4])
     def test_the_fake_score_learns_the_renders_and_the_teacher_stays(self, folder: Path, rank: int) -> None:
         """Its loss on one kind of picture falls; the teacher's weights are bit for bit what they were."""
-        teacher = DiffusersTeacher(folder, cache_text=False)
+        teacher = DiffusersTeacher(DiffusersTeacherConfig(path=str(folder), cache_text=False))
         before = {k: v.clone() for k, v in teacher.family.network.state_dict().items()}
         objective = Vsd(rank=rank, lr=3e-2 if rank else 3e-3, draws=8)
         objective.prepare(teacher, guidance_of(3.0), 0)
@@ -191,7 +192,7 @@ class TestVsd:
     @pytest.mark.parametrize("make", [make_pipeline, make_sdxl, make_sd3, make_deepfloyd], ids=lambda f: f.__name__)
     def test_every_family_can_have_one(self, make: Callable[[Path], Path], tmp_path: Path) -> None:
         """Low-rank additions fit any pipeline's attention; a step changes them and them alone."""
-        teacher = DiffusersTeacher(make(tmp_path / "t"), cache_text=False)
+        teacher = DiffusersTeacher(DiffusersTeacherConfig(path=str(make(tmp_path / "t")), cache_text=False))
         carv = Carv(teacher, objective="vsd", resamples=2)
         z = torch.randn(2, *teacher.latent_shape, generator=torch.Generator().manual_seed(0), requires_grad=True)
         condition = teacher.condition("a", CAMERAS[:2])
@@ -224,7 +225,7 @@ class TestVsd:
 
 def test_a_checkpoint_of_another_objective_is_refused(folder: Path) -> None:
     """Not taken as if nothing were missing."""
-    teacher = DiffusersTeacher(folder, cache_text=False)
+    teacher = DiffusersTeacher(DiffusersTeacherConfig(path=str(folder), cache_text=False))
     vsd, sds = (Carv(teacher, objective=name) for name in ("vsd", "sds"))
     with pytest.raises(ValueError, match="has no state"):
         sds.load_state_dict(vsd.state_dict())
@@ -290,7 +291,7 @@ def test_csd_is_measured_as_csd_whatever_measures_one_draw() -> None:
     model, z = two_branches()
     _, upstream = upstream_of(model, z)
     carv = Carv(model, objective="csd", guidance=scale, resamples=1, proposal="uniform", strata="none")
-    two = carv.replace(resamples=2, proposal="uniform", strata="none", noise="independent")
+    two = carv.replace(resamples=2, proposal="uniform", strata="none", coupling="independent")
     rng = torch.Generator().manual_seed(1)
     meters = {1: VarianceMeter(), 2: VarianceMeter()}
     for _ in range(400):
@@ -338,7 +339,7 @@ def test_an_added_objective_is_seen_by_auto_and_compare(thrice: None) -> None:
         config = load(None, [f"guidance.objective={name}", "teacher.type=exact", "teacher.views=40"])
         base = small(resamples="auto")
         base.guidance.objective = config.guidance.objective
-        trainer = Trainer(base, ExactTeacher(views=40, neighbours=8))
+        trainer = Trainer(base, ExactTeacher(ExactTeacherConfig(views=40, neighbours=8)))
         assert trainer._allocation is not None
         trainer._allocation.cost_ratio = 4.0  # measured by time otherwise
         trainer.step()

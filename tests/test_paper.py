@@ -33,7 +33,7 @@ def test_numbers_are_the_papers() -> None:
     assert config.optimizer.betas == [0.9, 0.99] and config.optimizer.eps == 1e-15
     assert config.optimizer.lr.first == config.optimizer.lr.last == 0.005 and config.training.steps == 5000
     arms = {name: load(find_config(name)).guidance for name in ARMS}
-    settings = [(g.renders, g.resamples, g.proposal, g.strata, g.noise) for g in arms.values()]
+    settings = [(g.renders, g.resamples, g.proposal, g.strata, g.coupling) for g in arms.values()]
     assert settings == [
         (4, 1, "uniform", "none", "independent"),
         (1, 16, "importance", "render", "independent"),

@@ -11,6 +11,7 @@ import trimesh
 
 from carv3d.errors import UserError
 from carv3d.scenes import Gaussians
+from carv3d.scenes.config import GaussiansConfig
 from tests.gaussians import seeded
 
 
@@ -37,7 +38,7 @@ def test_a_bad_point_cloud_is_one_line(tmp_path: Path, text: str, message: str) 
     path = tmp_path / "points.ply"
     path.write_text(text)
     with pytest.raises(UserError, match=message) as error:
-        Gaussians(points=str(path), generator=seeded())
+        Gaussians(GaussiansConfig(points=str(path)), seeded())
     assert "\n" not in str(error.value) and str(path) in str(error.value)
 
 
@@ -46,11 +47,13 @@ def test_a_point_cloud_gives_places_colours_and_sizes(tmp_path: Path) -> None:
     corners = np.array([[x, y, z] for x in (0, 0.1) for y in (0, 0.1) for z in (0, 0.1)], np.float32)
     path = tmp_path / "points.ply"
     trimesh.PointCloud(corners, colors=np.tile(np.uint8([255, 0, 51, 255]), (8, 1))).export(path)
-    scene = Gaussians(points=str(path), spread=0.5, generator=seeded())
+    scene = Gaussians(GaussiansConfig(points=str(path), spread=0.5), seeded())
     torch.testing.assert_close(scene.positions.detach(), torch.from_numpy(corners))
     torch.testing.assert_close(scene.scales.detach(), torch.full((8, 3), 0.05))
     torch.testing.assert_close(scene.rgb()[0].detach(), torch.tensor([1, 0, 0.2]), atol=0.01, rtol=0)
     with pytest.raises(UserError, match="no point cloud"):
-        Gaussians(points=str(tmp_path / "missing.ply"), generator=seeded())
+        Gaussians(GaussiansConfig(points=str(tmp_path / "missing.ply")), seeded())
     path.write_text(ply_text(f"element vertex 1\n{XYZ}", "0 0 0\n"))  # one point has no neighbour
-    torch.testing.assert_close(Gaussians(points=str(path), generator=seeded()).rgb()[0].detach(), torch.full((3,), 0.5))
+    torch.testing.assert_close(
+        Gaussians(GaussiansConfig(points=str(path)), seeded()).rgb()[0].detach(), torch.full((3,), 0.5)
+    )

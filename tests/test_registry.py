@@ -152,9 +152,9 @@ def test_a_name_that_two_packages_claim(install: Install) -> None:
     "override, message",
     [
         ("scene=voxelgrid", "scene.type takes voxel_grid or .* not 'voxelgrid'; did you mean 'voxel_grid'"),
-        ("guidance.noise=antithethic", "did you mean 'antithetic'"),
+        ("guidance.coupling=antithethic", "did you mean 'antithetic'"),
         ("guidance.proposal=importanse", "did you mean 'importance'"),
-        ("guidance.noise=nowhere.thing", "No module named 'nowhere'"),
+        ("guidance.coupling=nowhere.thing", "No module named 'nowhere'"),
     ],
 )
 def test_an_unknown_name_has_a_suggestion(override: str, message: str) -> None:
@@ -224,7 +224,7 @@ SEVEN = 7
         ("guidance.objective=wrong.Number", r"is no subclass of carv3d\.objectives\.Objective"),
         ("guidance.objective=wrong.Abstract", "has no method residual"),
         ("guidance.proposal=wrong.SEVEN", "guidance.proposal must be a function"),
-        ("guidance.noise=wrong.SEVEN", "guidance.noise must be a function"),
+        ("guidance.coupling=wrong.SEVEN", "guidance.coupling must be a function"),
     ],
 )
 def test_components_of_the_wrong_kind_are_one_line(install: Install, override: str, said: str) -> None:

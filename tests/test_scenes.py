@@ -11,6 +11,7 @@ from hypothesis import strategies as st
 from torch import Tensor
 
 from carv3d.scenes import HashGrid, RadianceField, VoxelGrid
+from carv3d.scenes.config import HashGridConfig, VoxelGridConfig
 
 
 def seeded(seed: int = 0) -> torch.Generator:
@@ -18,13 +19,13 @@ def seeded(seed: int = 0) -> torch.Generator:
 
 
 def voxels(seed: int = 0, **options: float) -> RadianceField:
-    return VoxelGrid(**{"resolution": 9, **options}, generator=seeded(seed))  # type: ignore[arg-type]
+    return VoxelGrid(VoxelGridConfig(**{"resolution": 9, **options}), seeded(seed))  # type: ignore[arg-type]
 
 
 def hashed(seed: int = 0, **options: float) -> RadianceField:
     # Three levels fit in the table of 512 entries densely (3^3, 4^3, 7^3 corners), three are hashed.
     small = {"levels": 6, "log2_table": 9, "base_resolution": 2, "finest_resolution": 32, "hidden": 16}
-    return HashGrid(**{**small, **options}, generator=seeded(seed))  # type: ignore[arg-type]
+    return HashGrid(HashGridConfig(**{**small, **options}), seeded(seed))  # type: ignore[arg-type]
 
 
 BOTH = pytest.mark.parametrize("make", [voxels, hashed])
@@ -74,7 +75,7 @@ def test_a_scene_that_lacks_a_method_is_not_made() -> None:
 
 def test_voxel_grid_interpolates_its_corners() -> None:
     """A trilinear grid reproduces a linear function, and axis i of the grid is coordinate i of the points."""
-    scene = VoxelGrid(resolution=5, bound=2.0, blob_density=0.0, generator=seeded())
+    scene = VoxelGrid(VoxelGridConfig(resolution=5, bound=2.0, blob_density=0.0), seeded())
     axis = torch.linspace(-2, 2, 5)
     x, y, z = torch.meshgrid(axis, axis, axis, indexing="ij")
     with torch.no_grad():
@@ -146,7 +147,9 @@ def test_hash_grid_is_continuous_across_cells() -> None:
 
 def test_hash_grid_dense_level_interpolates_its_corners() -> None:
     """A dense level is a plain grid: corners holding their own coordinates give them back, faces included."""
-    scene = HashGrid(levels=1, features=3, log2_table=7, base_resolution=4, finest_resolution=4, generator=seeded())
+    scene = HashGrid(
+        HashGridConfig(levels=1, features=3, log2_table=7, base_resolution=4, finest_resolution=4), seeded()
+    )
     axis = torch.linspace(-1, 1, 5)
     with torch.no_grad():
         scene.table.copy_(torch.cartesian_prod(axis, axis, axis))
@@ -156,7 +159,7 @@ def test_hash_grid_dense_level_interpolates_its_corners() -> None:
 
 def test_hash_spreads_corners_over_the_whole_table() -> None:
     """A good hash of 35,937 corners uses 89 % of 16,384 entries, this one 75 %, one without z 7 %."""
-    scene = HashGrid(levels=1, log2_table=14, base_resolution=32, finest_resolution=32, generator=seeded())
+    scene = HashGrid(HashGridConfig(levels=1, log2_table=14, base_resolution=32, finest_resolution=32), seeded())
     axis = torch.linspace(-1, 1, 33)
     scene.encode(torch.cartesian_prod(axis, axis, axis)).sum().backward()
     assert scene.table.grad is not None
@@ -166,7 +169,9 @@ def test_hash_spreads_corners_over_the_whole_table() -> None:
 
 def test_hash_grid_fine_levels_collide_and_coarse_do_not() -> None:
     """Coarse levels own an entry for every corner; the table stays within its budget."""
-    scene = HashGrid(levels=4, log2_table=10, base_resolution=4, finest_resolution=64, hidden=8, generator=seeded())
+    scene = HashGrid(
+        HashGridConfig(levels=4, log2_table=10, base_resolution=4, finest_resolution=64, hidden=8), seeded()
+    )
     assert scene.dense_levels == 1  # 5^3 fits in 1,024 entries; 11^3, 26^3 and 65^3 do not
     assert scene.table.shape == (5**3 + 3 * 1024, 2)
     assert scene.encode(uniform(10, 1.0)).shape == (10, 8)
@@ -197,7 +202,7 @@ def test_total_variation_and_learning_rates_reach_every_parameter(make: Callable
 
 def test_total_variation_of_voxels_is_zero_for_the_untouched_blob() -> None:
     """The prior pulls towards the blob, not towards fog: the density's constant logit costs nothing."""
-    scene = VoxelGrid(resolution=6, generator=seeded())
+    scene = VoxelGrid(VoxelGridConfig(resolution=6), seeded())
     with torch.no_grad():
         scene.grid.fill_(1.5)
     assert scene.total_variation() == 0

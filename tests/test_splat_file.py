@@ -9,9 +9,10 @@ import torch
 from plyfile import PlyData
 
 from carv3d.cameras import Cameras
-from carv3d.config import schema
 from carv3d.generation import results
+from carv3d.generation.config import MeshConfig
 from carv3d.scenes import Gaussians
+from carv3d.scenes.config import GaussiansConfig
 from carv3d.scenes.splat_file import to_ply
 from tests.gaussians import cloud, look, read_splats, seeded
 
@@ -36,5 +37,5 @@ def test_splat_files_open_elsewhere_and_draw_the_same(tmp_path: Path, degree: in
 
 def test_results_need_no_mesh(tmp_path: Path) -> None:
     """`--format splat` alone writes no mesh, and takes no time for one."""
-    mesh, files = results.export(Gaussians(count=5, generator=seeded()), schema.Mesh(formats=["splat"]), tmp_path)
+    mesh, files = results.export(Gaussians(GaussiansConfig(count=5), seeded()), MeshConfig(formats=["splat"]), tmp_path)
     assert mesh is None and [file.name for file in files] == ["splat.ply"]

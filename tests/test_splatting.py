@@ -13,6 +13,7 @@ from torch import Tensor
 from carv3d.cameras import Cameras
 from carv3d.renderers import splatting
 from carv3d.scenes import Gaussians
+from carv3d.scenes.config import GaussiansConfig
 from tests.gaussians import cameras, cloud, look, seeded
 
 
@@ -143,7 +144,7 @@ def test_bands_change_nothing(monkeypatch: pytest.MonkeyPatch) -> None:
 
 def test_normals_face_the_camera_and_follow_the_surface() -> None:
     """A ball of small opaque Gaussians has radial normals, of length at most the opacity."""
-    scene = Gaussians(count=3000, radius=0.5, opacity=0.9, generator=seeded())
+    scene = Gaussians(GaussiansConfig(count=3000, radius=0.5, opacity=0.9), seeded())
     views = Cameras.look_at_origin(torch.tensor([30.0]), torch.tensor([20.0]), height=48, width=48)
     render = look(scene, views, normals=True)
     assert render.normal is not None and (render.normal.norm(dim=1) <= render.opacity[:, 0] + 1e-5).all()
@@ -155,7 +156,7 @@ def test_normals_face_the_camera_and_follow_the_surface() -> None:
 
 def test_nothing_and_the_degenerate_are_drawn_without_nan() -> None:
     """No Gaussian in view, one of no size, one without a rotation, one behind the camera: finite all through."""
-    scene, views = Gaussians(count=4, generator=seeded()), cameras(1)
+    scene, views = Gaussians(GaussiansConfig(count=4), seeded()), cameras(1)
     views = replace(views, c2w=views.c2w.float(), intrinsics=views.intrinsics.float())
     with torch.no_grad():
         scene.log_scales[0] = -60.0

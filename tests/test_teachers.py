@@ -17,6 +17,7 @@ from carv3d.prompts.views import ViewPrompts
 from carv3d.shapes import Thing, reference
 from carv3d.teachers import DiffusersTeacher, ExactTeacher, NoiseSchedule
 from carv3d.teachers.camera_conditioning import camera_vector
+from carv3d.teachers.config import DiffusersTeacherConfig, ExactTeacherConfig
 from carv3d.teachers.weights import BUILTIN
 from tests.estimates import sds
 from tests.pipelines import make_pipeline
@@ -69,7 +70,7 @@ def test_velocity_and_epsilon_residuals_agree_with_diffusers(
 ) -> None:
     """The network's raw output, turned into x0 by diffusers' DDIMScheduler and back into eps by definition."""
     for folder in (pipeline, camera_pipeline):
-        teacher = DiffusersTeacher(folder)
+        teacher = DiffusersTeacher(DiffusersTeacherConfig(path=str(folder)))
         z, t, eps = draws(teacher, 4)
         condition = teacher.condition("a", cameras)
         found = sds(teacher, z, t, eps, condition, 1.0)
@@ -88,7 +89,7 @@ def test_velocity_and_epsilon_residuals_agree_with_diffusers(
 
 def test_guidance_is_uncond_plus_scale_times_difference(camera_pipeline: Path, cameras: Cameras) -> None:
     """s = 1 is the conditional model, s = 0 the unconditional one, and s = 5 lies on their line."""
-    teacher = DiffusersTeacher(camera_pipeline)
+    teacher = DiffusersTeacher(DiffusersTeacherConfig(path=str(camera_pipeline)))
     z, t, eps = draws(teacher, 4)
     condition = teacher.condition("a", cameras)
     uncond, cond, five = (sds(teacher, z, t, eps, condition, s) for s in (0.0, 1.0, 5.0))
@@ -100,7 +101,7 @@ def test_guidance_is_uncond_plus_scale_times_difference(camera_pipeline: Path, c
 
 def test_rows_do_not_mix(camera_pipeline: Path, cameras: Cameras) -> None:
     """The residual of a row in a batch is that of the row alone, under guidance too."""
-    teacher = DiffusersTeacher(camera_pipeline)
+    teacher = DiffusersTeacher(DiffusersTeacherConfig(path=str(camera_pipeline)))
     z, t, eps = draws(teacher, 4)
     condition = teacher.condition("a", cameras)
     together = sds(teacher, z, t, eps, condition, 3.0)
@@ -122,15 +123,22 @@ def test_text_embeddings_are_computed_once(
 ) -> None:
     """Every step asks for a condition; text encoders run before the first, and never again for the same text."""
     monkeypatch.setenv("CARV3D_CACHE", str(tmp_path))
-    teacher = DiffusersTeacher(pipeline)
+    teacher = DiffusersTeacher(DiffusersTeacherConfig(path=str(pipeline)))
     first = teacher.condition("a", cameras)
-    for later in (teacher, DiffusersTeacher(pipeline)):  # the second reads what the first left on disk
+    for later in (
+        teacher,
+        DiffusersTeacher(DiffusersTeacherConfig(path=str(pipeline))),
+    ):  # the second reads what the first left on disk
         monkeypatch.setattr(later.family, "embed", lambda *_: pytest.fail("encoded again"))
         torch.testing.assert_close(later.condition("a", cameras).words, first.words)
-    half = DiffusersTeacher(pipeline, dtype=torch.bfloat16)  # which is another text's file
+    half = DiffusersTeacher(
+        DiffusersTeacherConfig(path=str(pipeline), dtype="bfloat16")
+    )  # which is another text's file
     assert half.condition("a", cameras).words["text"].dtype == torch.bfloat16
     next((tmp_path / "text").glob("*.safetensors")).write_bytes(b"nonsense")
-    torch.testing.assert_close(DiffusersTeacher(pipeline).condition("a", cameras).words, first.words)
+    torch.testing.assert_close(
+        DiffusersTeacher(DiffusersTeacherConfig(path=str(pipeline))).condition("a", cameras).words, first.words
+    )
 
 
 def test_text_cache_follows_the_weights(
@@ -140,19 +148,19 @@ def test_text_cache_follows_the_weights(
     monkeypatch.setenv("CARV3D_CACHE", str(tmp_path / "cache"))
     folder = tmp_path / "teacher"
     shutil.copytree(pipeline, folder)
-    first = DiffusersTeacher(folder).condition("a", cameras).words["text"]
+    first = DiffusersTeacher(DiffusersTeacherConfig(path=str(folder))).condition("a", cameras).words["text"]
     path = next((folder / "text_encoder").glob("*.safetensors"))
     save_file({k: v * 2 for k, v in load_file(path).items()}, path, metadata={"format": "pt"})
-    second = DiffusersTeacher(folder).condition("a", cameras).words["text"]
+    second = DiffusersTeacher(DiffusersTeacherConfig(path=str(folder))).condition("a", cameras).words["text"]
     assert not torch.allclose(first, second)
     count = len(list((tmp_path / "cache").rglob("*.*")))
-    DiffusersTeacher(folder, cache_text=False).condition("a view", cameras)
+    DiffusersTeacher(DiffusersTeacherConfig(path=str(folder), cache_text=False)).condition("a view", cameras)
     assert len(list((tmp_path / "cache").rglob("*.*"))) == count
 
 
 def test_encode_is_differentiable_scaled_and_resizes(pipeline: Path) -> None:
     """32 pixel renders reach the 16 pixel teacher; posterior mode, times the scaling factor."""
-    teacher = DiffusersTeacher(pipeline)
+    teacher = DiffusersTeacher(DiffusersTeacherConfig(path=str(pipeline)))
     assert teacher.image_size == 16
     rgb = torch.rand(2, 3, 32, 32, generator=torch.Generator().manual_seed(0)).requires_grad_()
     z = teacher.encode(rgb)
@@ -161,25 +169,33 @@ def test_encode_is_differentiable_scaled_and_resizes(pipeline: Path) -> None:
     small = torch.rand(1, 3, 16, 16)
     mean = teacher.family.vae.encode(small * 2 - 1).latent_dist.mean
     torch.testing.assert_close(teacher.encode(small), mean * 0.5)
-    sampling = DiffusersTeacher(pipeline, posterior="sample")
+    sampling = DiffusersTeacher(DiffusersTeacherConfig(path=str(pipeline), posterior="sample"))
     one, two = (sampling.encode(small, torch.Generator().manual_seed(s)) for s in (0, 1))
     assert not torch.allclose(one, two)
 
 
 def test_camera_is_told_only_to_networks_that_take_it(pipeline: Path, camera_pipeline: Path, cameras: Cameras) -> None:
     """auto finds out; none hides it; vector where it is impossible is an error."""
-    assert DiffusersTeacher(pipeline).condition("a", cameras).camera is None
-    told = DiffusersTeacher(camera_pipeline)
+    assert DiffusersTeacher(DiffusersTeacherConfig(path=str(pipeline))).condition("a", cameras).camera is None
+    told = DiffusersTeacher(DiffusersTeacherConfig(path=str(camera_pipeline)))
     assert told.takes_camera
     torch.testing.assert_close(told.condition("a", cameras).camera, camera_vector(cameras.azimuth, cameras.elevation))
-    assert DiffusersTeacher(camera_pipeline, camera="none").condition("a", cameras).camera is None
+    assert (
+        DiffusersTeacher(DiffusersTeacherConfig(path=str(camera_pipeline), camera="none"))
+        .condition("a", cameras)
+        .camera
+        is None
+    )
     with pytest.raises(UserError, match=r"teacher\.camera=none"):
-        DiffusersTeacher(pipeline, camera="vector")
+        DiffusersTeacher(DiffusersTeacherConfig(path=str(pipeline), camera="vector"))
 
 
 def test_half_precision_teacher_gives_nearly_the_same(pipeline: Path, cameras: Cameras) -> None:
     """bfloat16 networks, float32 residuals."""
-    full, half = DiffusersTeacher(pipeline), DiffusersTeacher(pipeline, dtype=torch.bfloat16)
+    full, half = (
+        DiffusersTeacher(DiffusersTeacherConfig(path=str(pipeline))),
+        DiffusersTeacher(DiffusersTeacherConfig(path=str(pipeline), dtype="bfloat16")),
+    )
     z, t, eps = draws(full, 4)
     one = sds(full, z, t, eps, full.condition("a", cameras), 3.0)
     two = sds(half, z, t, eps, half.condition("a", cameras), 3.0)
@@ -210,7 +226,7 @@ def test_weights_that_cannot_be_loaded_are_one_line(pipeline: Path, tmp_path: Pa
     shutil.copytree(pipeline, folder)
     spoil(folder)
     with pytest.raises(UserError, match=message) as caught:
-        DiffusersTeacher(folder, cache_text=False).condition("a", CAMERA)
+        DiffusersTeacher(DiffusersTeacherConfig(path=str(folder), cache_text=False)).condition("a", CAMERA)
     assert "\n" not in str(caught.value)
 
 
@@ -223,7 +239,7 @@ def test_weights_that_lack_a_tensor_are_refused(pipeline: Path, tmp_path: Path) 
     del tensors["conv_in.weight"]
     save_file(tensors, path, metadata={"format": "pt"})
     with pytest.raises(UserError, match=r"unet lacks 1 tensors, conv_in\.weight"):
-        DiffusersTeacher(folder)
+        DiffusersTeacher(DiffusersTeacherConfig(path=str(folder)))
 
 
 @pytest.mark.parametrize("change", [{"beta_schedule": "sigmoid"}, {"rescale_betas_zero_snr": True}])
@@ -234,7 +250,7 @@ def test_schedules_that_it_cannot_follow_are_refused(pipeline: Path, tmp_path: P
     path = folder / "scheduler" / "scheduler_config.json"
     path.write_text(json.dumps(json.loads(path.read_text()) | change))
     with pytest.raises(UserError, match="not supported"):
-        DiffusersTeacher(folder)
+        DiffusersTeacher(DiffusersTeacherConfig(path=str(folder)))
 
 
 def test_unknown_prediction_type_is_refused(pipeline: Path, tmp_path: Path) -> None:
@@ -243,12 +259,12 @@ def test_unknown_prediction_type_is_refused(pipeline: Path, tmp_path: Path) -> N
     path = folder / "scheduler" / "scheduler_config.json"
     path.write_text(json.dumps(json.loads(path.read_text()) | {"prediction_type": "sample"}))
     with pytest.raises(UserError, match="prediction type 'sample' is not supported"):
-        DiffusersTeacher(folder)
+        DiffusersTeacher(DiffusersTeacherConfig(path=str(folder)))
 
 
 def test_exact_teacher_pulls_towards_the_true_picture() -> None:
     """At little noise its denoised picture is the nearest reference, whatever the residual's eps."""
-    teacher = ExactTeacher(views=40, neighbours=8)
+    teacher = ExactTeacher(ExactTeacherConfig(views=40, neighbours=8))
     thing = Thing("cone", "red")
     cameras = Cameras.look_at_origin(torch.tensor([0.0]), torch.tensor([10.0]))
     condition = teacher.condition(thing.caption, cameras)

@@ -17,7 +17,7 @@ from carv3d.integrations.threestudio import install as extension
 from tests.pipelines import LENGTH, make_pipeline
 from tests.threestudio_stand_in import Prompts, stand_in
 
-ONE: dict[str, Any] = {"resamples": 1, "proposal": "uniform", "strata": "none", "noise": "independent"}
+ONE: dict[str, Any] = {"resamples": 1, "proposal": "uniform", "strata": "none", "coupling": "independent"}
 PACKAGE = Path(extension.__file__).parents[2]
 
 
@@ -311,7 +311,7 @@ def test_vsd_that_nothing_trains_is_said(threestudio: Any, model: Path, prompts:
         ),
         ("carv-guidance", {"resamples": 0}, r"resamples must be a whole number of at least 1, not 0"),
         ("carv-guidance", {"chunk": -1}, "chunk must be"),
-        ("carv-guidance", {"noise": "antithetical"}, "did you mean 'antithetic'"),
+        ("carv-guidance", {"coupling": "antithetical"}, "did you mean 'antithetic'"),
         ("carv-guidance", {"strata": "renders"}, "did you mean 'render'"),
         ("carv-guidance", {"proposal": "importence"}, "did you mean 'importance'"),
         ("carv-guidance", {"weighting_strategy": "sd"}, "did you mean 'sds'"),

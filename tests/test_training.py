@@ -17,16 +17,17 @@ from rich.console import Console
 from torch import Tensor
 
 from carv3d.cameras import Cameras
-from carv3d.config import Config, Ramp, schema
-from carv3d.config.scenes import Gaussians, VoxelGrid
-from carv3d.config.teachers import ExactTeacher as ExactSection
+from carv3d.config import Config, LinearSchedule
 from carv3d.errors import UserError
 from carv3d.evaluation.evaluation import Judge
+from carv3d.generation.config import TrainingConfig, TurntableConfig
 from carv3d.generation.generation import generate
 from carv3d.guidance import Branch
 from carv3d.runs import Run, read_metrics
+from carv3d.scenes.config import GaussiansConfig, VoxelGridConfig
 from carv3d.shapes import parse
 from carv3d.teachers import ExactTeacher
+from carv3d.teachers.config import ExactTeacherConfig
 from carv3d.teachers.exact import ExactCondition
 from carv3d.training.trainer import Trainer, check_logs
 
@@ -34,12 +35,12 @@ from carv3d.training.trainer import Trainer, check_logs
 def small(steps: int = 12, **guidance: object) -> Config:
     """A run of some seconds: the exact teacher, a coarse grid, small pictures."""
     config = Config(prompt="a red cone", seed=3, threads=1)
-    config.teacher = ExactSection(views=40, neighbours=8)
-    config.scene = VoxelGrid(resolution=16)
+    config.teacher = ExactTeacherConfig(views=40, neighbours=8)
+    config.scene = VoxelGridConfig(resolution=16)
     config.cameras.height = config.cameras.width = 32
     config.renderer.samples = 24
-    config.training = schema.Training(steps=steps, preview_every=0, checkpoint_every=4, keep_checkpoints=2)
-    config.turntable = schema.Turntable(frames=2, size=32)
+    config.training = TrainingConfig(steps=steps, preview_every=0, checkpoint_every=4, keep_checkpoints=2)
+    config.turntable = TurntableConfig(frames=2, size=32)
     config.mesh.formats = []
     for key, given in guidance.items():
         setattr(config.guidance, key, given)
@@ -52,7 +53,7 @@ def parameters(trainer: Trainer) -> torch.Tensor:
 
 @pytest.fixture(scope="module")
 def teacher() -> ExactTeacher:
-    return ExactTeacher(views=40, neighbours=8)
+    return ExactTeacher(ExactTeacherConfig(views=40, neighbours=8))
 
 
 class Joint(ExactTeacher):
@@ -91,7 +92,7 @@ class _Rows:
 def test_teacher_that_judges_views_jointly() -> None:
     """Two renders are two rings of four cameras; the step is the average of each ring's, with chunks or without."""
     config = small(resamples=4, renders=2)
-    teacher = Joint(views=40, neighbours=8)
+    teacher = Joint(ExactTeacherConfig(views=40, neighbours=8))
     gradients = []
     for chunk in (0, 3):
         config.guidance.chunk = chunk
@@ -260,16 +261,16 @@ def test_each_step_renders_and_encodes_once(teacher: ExactTeacher, monkeypatch: 
 
 def test_figures_are_reported() -> None:
     """What the progress bar and the metrics show."""
-    trainer = Trainer(small(resamples=3), ExactTeacher(views=24, neighbours=4))
+    trainer = Trainer(small(resamples=3), ExactTeacher(ExactTeacherConfig(views=24, neighbours=4)))
     [row] = check_logs([trainer.step()])
     assert row["gradient_norm"] > 0 and 1 <= row["effective_sample_size"] <= 3
 
 
 def test_ramps() -> None:
     """Flat, linear, flat."""
-    ramp = Ramp(first=2.0, last=4.0, begin=0.25, end=0.75)
+    ramp = LinearSchedule(first=2.0, last=4.0, begin=0.25, end=0.75)
     assert [ramp.at(f) for f in (0, 0.25, 0.5, 0.75, 1)] == [2, 2, 3, 4, 4]
-    assert Ramp(1.0, 1.0).at(0.3) == 1
+    assert LinearSchedule(1.0, 1.0).at(0.3) == 1
 
 
 @pytest.mark.parametrize(
@@ -286,8 +287,8 @@ def test_every_regulariser_reaches_the_gradient(teacher: ExactTeacher, scene: st
     for weight in (0.0, 50.0):
         config = small()
         if scene == "gaussians":
-            config.scene = Gaussians(count=150, spread=0.7)
-        setattr(config.regularisers, name, Ramp(weight, weight))
+            config.scene = GaussiansConfig(count=150, spread=0.7)
+        setattr(config.regularisers, name, LinearSchedule(weight, weight))
         trainer = Trainer(config, teacher)
         for _ in range(2):
             trainer.step()

@@ -13,8 +13,10 @@ from torch import Tensor
 
 from carv3d.cameras import Cameras
 from carv3d.renderers import Render, VolumeRenderer
+from carv3d.renderers.config import RendererConfig
 from carv3d.renderers.rays import Rays
 from carv3d.scenes import HashGrid, RadianceField, VoxelGrid
+from carv3d.scenes.config import HashGridConfig, VoxelGridConfig
 
 gpu = pytest.mark.skipif(not torch.cuda.is_available(), reason="needs a CUDA device")
 
@@ -49,7 +51,7 @@ def camera(azimuth: float = 30.0, elevation: float = 20.0, **options: Any) -> Ca
 
 
 def voxels(resolution: int = 12) -> VoxelGrid:
-    return VoxelGrid(resolution=resolution, generator=seeded())
+    return VoxelGrid(VoxelGridConfig(resolution=resolution), seeded())
 
 
 def object_in_a_corner() -> VoxelGrid:
@@ -80,7 +82,9 @@ def near_and_far(cameras: Cameras, half: float) -> tuple[Tensor, Tensor]:
 def test_cube_of_constant_density_is_exact(density: float, azimuth: float, elevation: float) -> None:
     """The intervals fill the cube exactly: opacity is 1 - exp(-density * chord) for any step and view."""
     cameras = camera(azimuth, elevation, height=12, width=12)
-    render = VolumeRenderer(samples=7)(Solid(density=density, box=(1.0, 1.0, 1.0)), cameras, training=False)
+    render = VolumeRenderer(RendererConfig(samples=7))(
+        Solid(density=density, box=(1.0, 1.0, 1.0)), cameras, training=False
+    )
     near, far = near_and_far(cameras, 1.0)
     expected = 1 - torch.exp(-density * (far - near).clamp_min(0))
     torch.testing.assert_close(render.opacity.double(), expected, atol=2e-4, rtol=0)
@@ -89,7 +93,9 @@ def test_cube_of_constant_density_is_exact(density: float, azimuth: float, eleva
 def test_samples_are_midpoints_when_not_training() -> None:
     """The expected depth of a thin fog is the middle of its chord, even with few samples."""
     cameras = camera()
-    render = VolumeRenderer(samples=5)(Solid(density=1e-3, box=(1.0, 1.0, 1.0)), cameras, training=False)
+    render = VolumeRenderer(RendererConfig(samples=5))(
+        Solid(density=1e-3, box=(1.0, 1.0, 1.0)), cameras, training=False
+    )
     near, far = near_and_far(cameras, 1.0)
     seen = render.opacity > 5e-4
     torch.testing.assert_close(render.depth[seen].double(), ((near + far) / 2)[seen], atol=1e-3, rtol=0)
@@ -116,7 +122,7 @@ def test_the_samples_asked_of_the_scene_are_those_that_the_mask_is_asked_for(noi
 def test_opacity_of_a_ball_follows_its_chord(density: float, training: bool) -> None:
     """Opacity is 1 - exp(-density * chord), up to the step at either end of the chord."""
     cameras, samples = camera(), 400
-    renderer = VolumeRenderer(samples=samples)
+    renderer = VolumeRenderer(RendererConfig(samples=samples))
     render = renderer(Solid(density=density, radius=0.6), cameras, seeded(), training=training)
     chord = chords(cameras, 0.6)
     step = 2 * math.sqrt(3) / samples
@@ -128,7 +134,7 @@ def test_opacity_of_a_ball_follows_its_chord(density: float, training: bool) -> 
 
 def test_weights_sum_to_opacity_and_pixels_mix_colour_and_background() -> None:
     """What is not opacity is background, exactly."""
-    render = VolumeRenderer(samples=32, background=(0.0, 0.25, 1.0))(
+    render = VolumeRenderer(RendererConfig(samples=32, background=[0.0, 0.25, 1.0]))(
         Solid(density=3.0, radius=0.7), camera(), training=False
     )
     assert render.samples is not None
@@ -142,7 +148,7 @@ def test_weights_sum_to_opacity_and_pixels_mix_colour_and_background() -> None:
 def test_depth_of_an_opaque_ball() -> None:
     """Depth is the distance to the surface within a step; beyond the scene where nothing is hit."""
     cameras, samples = camera(), 200
-    render = VolumeRenderer(samples=samples)(Solid(density=1e4, radius=0.6), cameras, training=False)
+    render = VolumeRenderer(RendererConfig(samples=samples))(Solid(density=1e4, radius=0.6), cameras, training=False)
     origins, directions = cameras.rays()
     chord = chords(cameras, 0.6)
     surface = -(origins * directions).sum(-1)[:, None] - chord / 2
@@ -160,7 +166,7 @@ def test_normals_of_a_ball_point_outward() -> None:
             return density, torch.full_like(points, 0.5)
 
     cameras = camera()
-    render = VolumeRenderer(samples=200)(Soft(density=0.0), cameras, training=False, normals=True)
+    render = VolumeRenderer(RendererConfig(samples=200))(Soft(density=0.0), cameras, training=False, normals=True)
     origins, directions = cameras.rays()
     surface = origins + render.depth[:, 0, :, :, None] * directions
     outward = torch.nn.functional.normalize(surface, dim=-1).permute(0, 3, 1, 2)
@@ -193,7 +199,7 @@ def centre_of(render: Render) -> tuple[float, float]:
 def test_an_object_appears_where_it_should(azimuth: float, centre: Any, row: int, column: int) -> None:
     """Mirrored or swapped axes would train upside-down or inside-out objects without any error."""
     scene = Solid(density=100.0, radius=0.2, centre=centre)
-    found = centre_of(VolumeRenderer()(scene, camera(azimuth, 0.0), training=False))
+    found = centre_of(VolumeRenderer(RendererConfig())(scene, camera(azimuth, 0.0), training=False))
     # Half a unit at distance 3, with 24 pixels over 2 * 3 * tan(20 degrees) units.
     expected = 0.5 * 24 / (6 * math.tan(math.radians(20)))
     assert found == pytest.approx((row * expected, column * expected), abs=0.3)
@@ -202,9 +208,13 @@ def test_an_object_appears_where_it_should(azimuth: float, centre: Any, row: int
 def test_rays_that_miss_the_cube_show_the_background() -> None:
     """Also from inside the cube, and for rays parallel to its faces: no NaN, no sample behind the camera."""
     scene = Solid(density=5.0, box=(1.0, 1.0, 1.0))
-    wide = VolumeRenderer(samples=8)(scene, camera(0, 0, fov=120.0, height=25, width=25), training=False)
+    wide = VolumeRenderer(RendererConfig(samples=8))(
+        scene, camera(0, 0, fov=120.0, height=25, width=25), training=False
+    )
     assert (wide.rgb[0, :, 0, 0] == 1).all() and wide.opacity[0, 0, 12, 12] > 0.99
-    inside = VolumeRenderer(samples=64)(scene, camera(0, 0, distance=0.5, height=25, width=25), training=False)
+    inside = VolumeRenderer(RendererConfig(samples=64))(
+        scene, camera(0, 0, distance=0.5, height=25, width=25), training=False
+    )
     # The central ray leaves the cube after 1.5 units, the way it looks.
     assert inside.opacity[0, 0, 12, 12].item() == pytest.approx(1 - math.exp(-5 * 1.5), abs=1e-4)
     for render in (wide, inside):
@@ -216,7 +226,7 @@ def test_pruned_equals_unpruned_where_cells_are_empty() -> None:
     scene, cameras = object_in_a_corner(), camera()
     results = []
     for resolution in (0, 16):
-        renderer = VolumeRenderer(samples=48, occupancy_resolution=resolution)
+        renderer = VolumeRenderer(RendererConfig(samples=48, occupancy_resolution=resolution))
         renderer.update_occupancy(scene, 0, seeded())
         render = renderer(scene, cameras, seeded(1), normals=True)
         scene.zero_grad()
@@ -233,10 +243,10 @@ def test_pruning_costs_less_opacity_than_its_threshold() -> None:
     haze = Solid(density=0.028, box=(1.0, 1.0, 1.0))  # 0.028 * the cube's diagonal is just below 0.1
     diagonal = 45.0, math.degrees(math.atan(1 / math.sqrt(2)))
     cameras = camera(*diagonal, height=25, width=25)
-    whole = VolumeRenderer(occupancy_resolution=0)(haze, cameras, training=False).opacity.max().item()
+    whole = VolumeRenderer(RendererConfig(occupancy_resolution=0))(haze, cameras, training=False).opacity.max().item()
     assert 0.09 < whole < 0.1
     for threshold, kept in ((0.1, False), (0.09, True)):
-        renderer = VolumeRenderer(occupancy_threshold=threshold)
+        renderer = VolumeRenderer(RendererConfig(occupancy_threshold=threshold))
         renderer.update_occupancy(haze, 0, seeded())
         assert renderer.occupancy is not None
         assert (renderer.occupancy.occupied.float().mean().item() == 1.0) is kept
@@ -245,7 +255,7 @@ def test_pruning_costs_less_opacity_than_its_threshold() -> None:
 def test_density_that_appears_in_an_empty_cell_is_found_at_the_next_refresh() -> None:
     """An object that grows where there was nothing must be rendered again; one that vanishes is forgotten."""
     scene, cameras = object_in_a_corner(), camera()
-    renderer = VolumeRenderer(samples=48)
+    renderer = VolumeRenderer(RendererConfig(samples=48))
     generator = seeded()
     renderer.update_occupancy(scene, 0, generator)
     with torch.no_grad():
@@ -255,7 +265,7 @@ def test_density_that_appears_in_an_empty_cell_is_found_at_the_next_refresh() ->
     stale = renderer(scene, cameras, training=False)
     renderer.update_occupancy(scene, 16, generator)
     fresh = renderer(scene, cameras, training=False)
-    truth = VolumeRenderer(samples=48, occupancy_resolution=0)(scene, cameras, training=False)
+    truth = VolumeRenderer(RendererConfig(samples=48, occupancy_resolution=0))(scene, cameras, training=False)
     assert (stale.rgb - truth.rgb).abs().max() > 0.1
     torch.testing.assert_close(fresh.rgb, truth.rgb, atol=1e-5, rtol=0)
     assert renderer.occupancy is not None
@@ -267,7 +277,7 @@ def test_density_that_appears_in_an_empty_cell_is_found_at_the_next_refresh() ->
 
 def test_every_empty_cell_is_opened_at_random_now_and_then() -> None:
     """Without a visit no gradient reaches an empty cell, and what could grow there never does."""
-    renderer = VolumeRenderer(occupancy_resolution=8)
+    renderer = VolumeRenderer(RendererConfig(occupancy_resolution=8))
     empty, generator = Solid(density=0.0, radius=0.5), seeded()
     assert renderer.occupancy is not None
     visited = torch.zeros(8, 8, 8)
@@ -284,7 +294,7 @@ def test_backgrounds() -> None:
     cameras = Cameras.look_at_origin(torch.tensor([0.0, 90.0]), torch.zeros(2), height=4, width=4)
 
     def rgb(background: Any, training: bool = True) -> Tensor:
-        return VolumeRenderer(background=background)(empty, cameras, seeded(), training=training).rgb
+        return VolumeRenderer(RendererConfig(background=background))(empty, cameras, seeded(), training=training).rgb
 
     assert (rgb("white") == 1).all()
     torch.testing.assert_close(rgb((0.1, 0.2, 0.3))[1, :, 2, 2], torch.tensor([0.1, 0.2, 0.3]))
@@ -294,25 +304,27 @@ def test_backgrounds() -> None:
     assert (rgb("random", training=False) == 1).all()
     assert (rgb("learned") == 0.5).all()
     with pytest.raises(ValueError, match="background"):
-        VolumeRenderer(background="withe")  # type: ignore[arg-type]
+        VolumeRenderer(RendererConfig(background="withe"))  # type: ignore[arg-type]
 
 
 def test_learned_background_gets_the_gradient_of_what_shows_it() -> None:
     """Pixels without a sample are background, and each pixel passes on what its opacity leaves: (1 - A)."""
-    renderer = VolumeRenderer(background="learned", samples=32)
+    renderer = VolumeRenderer(RendererConfig(background="learned", samples=32))
     render = renderer(Solid(density=2.0, radius=0.5), camera(fov=120.0), seeded())
     render.rgb[:, 0].sum().backward()
     assert renderer.background_logit.grad is not None
     expected = 0.25 * (1 - render.opacity).sum()  # sigmoid'(0) is 1/4
     torch.testing.assert_close(renderer.background_logit.grad, torch.tensor([expected.item(), 0, 0]))
     assert renderer.parameter_groups(0.1)[0]["params"][0] is renderer.background_logit
-    assert VolumeRenderer().parameter_groups(0.1) == [] and not list(VolumeRenderer().parameters())
+    assert VolumeRenderer(RendererConfig()).parameter_groups(0.1) == [] and not list(
+        VolumeRenderer(RendererConfig()).parameters()
+    )
 
 
 def test_a_view_without_any_sample_still_trains() -> None:
     """All cells empty: the image is background and backward runs (with zero gradients) instead of failing."""
     scene = voxels()
-    renderer = VolumeRenderer(samples=16)
+    renderer = VolumeRenderer(RendererConfig(samples=16))
     assert renderer.occupancy is not None
     renderer.occupancy.occupied.zero_()
     render = renderer(scene, camera(fov=120.0), seeded(), normals=True)
@@ -322,18 +334,18 @@ def test_a_view_without_any_sample_still_trains() -> None:
 
 def test_jitter_is_unbiased_noise_around_the_same_image() -> None:
     """Training draws differ, stay in their intervals, and average to a fine render."""
-    scene, cameras, renderer = voxels(), camera(height=12, width=12), VolumeRenderer(samples=16)
+    scene, cameras, renderer = voxels(), camera(height=12, width=12), VolumeRenderer(RendererConfig(samples=16))
     generator = seeded()
     draws = torch.stack([renderer(scene, cameras, generator).opacity for _ in range(200)]).detach()
     assert draws.std(0).max() > 1e-4
-    fine = VolumeRenderer(samples=1000)(scene, cameras, training=False).opacity
+    fine = VolumeRenderer(RendererConfig(samples=1000))(scene, cameras, training=False).opacity
     assert (draws.mean(0) - fine).abs().max() < 0.02
 
 
 def test_training_without_a_generator_is_refused() -> None:
     """Falling back on global randomness would break resuming bit for bit."""
     with pytest.raises(ValueError, match="generator"):
-        VolumeRenderer()(voxels(), camera())
+        VolumeRenderer(RendererConfig())(voxels(), camera())
 
 
 @pytest.mark.parametrize("kind", ["voxels", "hash"])
@@ -344,11 +356,15 @@ def test_saved_state_gives_the_next_steps_bit_for_bit(kind: str) -> None:
         small = {"levels": 3, "log2_table": 8, "base_resolution": 4, "finest_resolution": 16, "hidden": 8}
         generator = seeded(seed)
         scene: RadianceField = (
-            VoxelGrid(resolution=10, generator=generator)
+            VoxelGrid(VoxelGridConfig(resolution=10), generator)
             if kind == "voxels"
-            else HashGrid(**small, generator=generator)
+            else HashGrid(HashGridConfig(**small), generator)
         )
-        return scene, VolumeRenderer(samples=24, background="learned", occupancy_resolution=8), generator
+        return (
+            scene,
+            VolumeRenderer(RendererConfig(samples=24, background="learned", occupancy_resolution=8)),
+            generator,
+        )
 
     def steps(scene: RadianceField, renderer: VolumeRenderer, generator: torch.Generator, at: range) -> Tensor:
         groups = scene.parameter_groups(0.1) + renderer.parameter_groups(0.1)
@@ -385,11 +401,11 @@ def test_cuda_equals_cpu(kind: str) -> None:
     for device in ("cpu", "cuda"):
         generator = seeded()
         scene: RadianceField = (
-            VoxelGrid(resolution=24, generator=generator)
+            VoxelGrid(VoxelGridConfig(resolution=24), generator)
             if kind == "voxels"
-            else HashGrid(levels=4, log2_table=10, finest_resolution=64, generator=generator)
+            else HashGrid(HashGridConfig(levels=4, log2_table=10, finest_resolution=64), generator)
         )
-        scene, renderer = scene.to(device), VolumeRenderer(background="random").to(device)
+        scene, renderer = scene.to(device), VolumeRenderer(RendererConfig(background="random")).to(device)
         renderer.update_occupancy(scene, 0, generator)
         render = renderer(scene, camera().to(device), generator, normals=True)
         (render.rgb.square().mean() + render.depth.mean()).backward()

@@ -15,9 +15,11 @@ from diffusers import StableDiffusionPipeline
 from huggingface_hub.errors import LocalEntryNotFoundError, RepositoryNotFoundError
 
 from carv3d.cameras import CameraSampler
+from carv3d.cameras.config import CameraConfig
 from carv3d.config import find_config, load
 from carv3d.errors import UserError
 from carv3d.teachers import DiffusersTeacher
+from carv3d.teachers.config import DiffusersTeacherConfig
 from carv3d.teachers.memory import bytes_of, peak_of
 from carv3d.teachers.requirements import memory_of
 from carv3d.teachers.weights import Remote, SingleFile, Weights, find, look
@@ -104,7 +106,7 @@ def test_mirrors_are_tried_in_order(hub: Hub, folder: Path) -> None:
     found = find("first/home", mirrors=["third/home", "second/home"])
     assert (found.source, found.revision) == ("second/home", "abc123")
     assert all(not name.endswith(".bin") for name in hub.downloads[0]) and "unet/config.json" in hub.downloads[0]
-    DiffusersTeacher("first/home", mirrors=["second/home"], cache_text=False)
+    DiffusersTeacher(DiffusersTeacherConfig(path="first/home", mirrors=["second/home"], cache_text=False))
     assert find("first/home", mirrors=[str(folder)]).source == str(folder)
     with pytest.raises(UserError, match=r"first/home is not on the hub, or not public; nowhere does not exist"):
         find("first/home", mirrors=["nowhere"])
@@ -143,10 +145,13 @@ def test_a_whole_model_in_one_file(folder: Path, tmp_path: Path, monkeypatch: py
     found = look(str(file))
     assert isinstance(found, SingleFile) and not (tmp_path / "cache").exists()
     z, eps = torch.randn(2, 2, 4, 8, 8, generator=torch.Generator().manual_seed(0))
-    t, cameras = torch.tensor([100, 900]), CameraSampler(distance=(3, 3)).sample(2, torch.Generator().manual_seed(0))
+    t, cameras = (
+        torch.tensor([100, 900]),
+        CameraSampler(CameraConfig(distance=[3, 3])).sample(2, torch.Generator().manual_seed(0)),
+    )
     residuals = []
     for path in (folder, file):
-        teacher = DiffusersTeacher(path, cache_text=False)
+        teacher = DiffusersTeacher(DiffusersTeacherConfig(path=str(path), cache_text=False))
         latents = teacher.encode(teacher.decode(z))
         residuals.append([latents, sds(teacher, z, t, eps, teacher.condition("a b", cameras, "c"), 3.0)])
     torch.testing.assert_close(residuals[1], residuals[0])
@@ -186,7 +191,7 @@ def test_doctor_of_a_config(folder: Path, tmp_path: Path, capsys: pytest.Capture
 def test_memory_is_told_from_configs_alone(name: str, tmp_path: Path) -> None:
     """The weights' bytes are those of the loaded teacher; more draws take more, chunks no more than their own."""
     folder = MAKERS[name](tmp_path / name)
-    teacher = DiffusersTeacher(folder, cache_text=False)
+    teacher = DiffusersTeacher(DiffusersTeacherConfig(path=str(folder), cache_text=False))
     networks = [teacher.family.network, *([teacher.family.vae] if hasattr(teacher.family, "vae") else [])]
     for file in folder.rglob("*.safetensors"):
         file.unlink()

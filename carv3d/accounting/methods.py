@@ -18,9 +18,10 @@ from torch import Tensor
 
 from carv3d.accounting.unbiasedness import CountSketch, detectable_bias, disagreement, z_scores
 from carv3d.accounting.variance import Floats, Interval, Spread, within
+from carv3d.config.keys import Strata
 from carv3d.errors import UserError
 from carv3d.loss import Carv
-from carv3d.sampling import Draws, StrataKind, draw
+from carv3d.sampling import Draws, draw
 
 REPLICATES = 2  # of each stratified estimate at each render: the fewest that show its own noise
 FEWEST_RENDERS = 4
@@ -37,21 +38,21 @@ class Method:
     """A way to estimate the same gradient."""
 
     proposal: str
-    strata: StrataKind
+    strata: Strata
     resamples: int
-    noise: str = "independent"
+    coupling: str = "independent"
 
     @property
     def name(self) -> str:
         """Such as "importance + stratified"."""
         parts = ["importance"] * (self.proposal == "importance") + ["stratified"] * (self.strata != "none")
-        parts += [self.noise.replace("_", "-")] * (self.noise != "independent")
+        parts += [self.coupling.replace("_", "-")] * (self.coupling != "independent")
         return " + ".join(parts) or "uniform"
 
     @property
     def drawn(self) -> Method:
         """The method whose draws tell of this one: itself, or one draw for K independent ones."""
-        return self if (self.strata, self.noise) != ("none", "independent") else Method(self.proposal, "none", 1)
+        return self if (self.strata, self.coupling) != ("none", "independent") else Method(self.proposal, "none", 1)
 
 
 BASELINE = Method("uniform", "none", 1)
@@ -62,7 +63,7 @@ def methods(resamples: Sequence[int]) -> list[Method]:
 
     Strata of one draw are no strata, and one noise has no other to be coupled with.
     """
-    kinds: list[tuple[str, StrataKind, str]] = [
+    kinds: list[tuple[str, Strata, str]] = [
         ("uniform", "none", "independent"),
         ("importance", "none", "independent"),
         ("uniform", "render", "independent"),
@@ -128,9 +129,9 @@ class Measurement:
         Independent eps have 1 / K of one's share. Coupling them leaves the timesteps' share as it is.
         """
         independent = torch.stack(self.noise[method.proposal][1:]).cpu().numpy() / method.resamples
-        if method.noise == "independent":
+        if method.coupling == "independent":
             return independent
-        of_timesteps = self.within_samples(replace(method, noise="independent")) - independent
+        of_timesteps = self.within_samples(replace(method, coupling="independent")) - independent
         return self.within_samples(method) - of_timesteps
 
     def total(self, method: Method) -> Interval:
@@ -227,9 +228,11 @@ def measure(
     started = time.perf_counter()
     found = Measurement(list(tried))
     # Their parts are told from those of one draw, and of independent noise.
-    needed = [(Method(m.proposal, "none", 1), replace(m, noise="independent").drawn, m.drawn) for m in tried]
+    needed = [(Method(m.proposal, "none", 1), replace(m, coupling="independent").drawn, m.drawn) for m in tried]
     drawn = list(dict.fromkeys(method for three in needed for method in three))
-    carvs = {m: carv.replace(resamples=m.resamples, proposal=m.proposal, strata=m.strata, noise=m.noise) for m in drawn}
+    carvs = {
+        m: carv.replace(resamples=m.resamples, proposal=m.proposal, strata=m.strata, coupling=m.coupling) for m in drawn
+    }
     if any(method.strata == "global" for method in tried):
         raise ValueError("global strata tie the renders of a step together: replicates of one render cannot show them")
     length = sum(parameter.numel() for parameter in parameters)

@@ -25,14 +25,13 @@ from carv3d.attribution.projection import Projection
 from carv3d.attribution.samples import sample_pictures
 from carv3d.attribution.scores import Floats, ends, scores, share_of_class
 from carv3d.attribution.signatures import Signer
-from carv3d.config import AttributeConfig, Config
-from carv3d.config.teachers import DiffusersTeacher as TeacherSection
+from carv3d.config import AttributeConfig
 from carv3d.errors import UserError
-from carv3d.generation.generation import set_threads
 from carv3d.runs import replace_file
 from carv3d.runs.locking import locked
 from carv3d.shapes import parse
 from carv3d.system.progress import progress
+from carv3d.system.threads import set_threads
 from carv3d.teachers import DiffusersTeacher
 
 _TEACHER_KEYS = ("dtype", "posterior", "camera", "image_size")
@@ -97,12 +96,12 @@ def attribute(
             if not prompts
             else "give prompts, or pictures with queries.path, not both"
         )
-    set_threads(_base(config))
-    device = device or build.device(_base(config))
-    if config.teacher.path == "builtin" and not config.force:
+    set_threads(config.threads)
+    device = device or build.device(config)
+    if getattr(config.teacher, "builtin_world", False) and not config.force:
         for prompt in prompts:
             parse(prompt)
-    teacher = build.teacher(_base(config), device)
+    teacher = build.teacher(config, device)
     assert isinstance(teacher, DiffusersTeacher)
     items = open_pictures(config, teacher)
     given = ImageFolder(config.queries.path, teacher.image_size) if config.queries.path else None
@@ -158,7 +157,7 @@ def make_signer(config: AttributeConfig, teacher: DiffusersTeacher, gradients: R
         torch.Generator(teacher.device).manual_seed(section.seed),
         t_range=(section.t_min, section.t_max),
         strata=section.strata,
-        noise=section.noise,
+        coupling=section.coupling,
     )
     projection = Projection(gradients.sizes, config.projection.dimension, config.projection.seed, teacher.device)
     return Signer(teacher, gradients, projection, draws, config.rows)
@@ -191,11 +190,6 @@ def write_scores(path: Path, found: Floats, names: dict[str, Sequence[str]]) -> 
     replace_file(path, stream.getvalue())
 
 
-def _base(config: AttributeConfig) -> Config:
-    """What `build` asks of a config."""
-    return Config(device=config.device, threads=config.threads, force=config.force, teacher=config.teacher)
-
-
 def _batch(signer: Signer) -> int:
     """Pictures at a time: so many that a batch is a few calls of the denoiser."""
     return max(1, 8 * signer.rows // len(signer.draws))
@@ -211,7 +205,7 @@ def _sampled(config: AttributeConfig, teacher: DiffusersTeacher, prompts: Sequen
 
 def _recipe(config: AttributeConfig, teacher: DiffusersTeacher, signer: Signer, items: Pictures) -> dict[str, Any]:
     """All that signatures depend on, from what a user changes most often to what changes by itself."""
-    section: TeacherSection = config.teacher
+    section: Any = config.teacher
     return {
         **{f"teacher.{key}": getattr(section, key) for key in _TEACHER_KEYS},
         "weights": _weights(teacher),

@@ -35,7 +35,7 @@ class SharedDraws:
         *,
         t_range: tuple[float, float] = (0.02, 0.98),
         strata: Literal["none", "global"] = "global",
-        noise: str = "independent",
+        coupling: str = "independent",
     ) -> SharedDraws:
         """Draw them, as one batch of `count` resamples of a render would be drawn (`carv3d.sampling.draw`).
 
@@ -51,11 +51,11 @@ class SharedDraws:
             rng: every draw comes from it; where they will be.
             t_range: smallest and largest timestep, as fractions of the schedule.
             strata: one draw a stratum, or independent ones.
-            noise: coupling of the eps.
+            coupling: of the noises.
         """
         p = uniform_pmf(timesteps, *timestep_range(t_range, timesteps))
         q = proposal(p, torch.ones_like(p), "uniform").to(rng.device)
-        found = draw(1, count, shape, q, rng, torch.float32, strata=strata, coupling=noise)
+        found = draw(1, count, shape, q, rng, torch.float32, strata=strata, coupling=coupling)
         return cls(found.t[0], found.eps[0])
 
     def __len__(self) -> int:

@@ -9,6 +9,7 @@ import torch
 
 from carv3d.attribution.pictures import InMemory, unknown_camera
 from carv3d.cameras import CameraSampler
+from carv3d.cameras.config import CameraConfig
 from carv3d.errors import UserError
 from carv3d.prompts.views import VIEWS, ViewPrompts
 from carv3d.shapes import parse
@@ -39,7 +40,7 @@ def sample_pictures(
             rng = torch.Generator().manual_seed(own)
             caption, camera = prompt, unknown_camera(1)
             if teacher.takes_camera:
-                view = CameraSampler().sample(1, rng)
+                view = CameraSampler(CameraConfig()).sample(1, rng)
                 camera = camera_vector(view.azimuth, view.elevation)
                 if teacher.view_words:
                     caption += f", {VIEWS[int(ViewPrompts().index(view.azimuth, view.elevation))]}"

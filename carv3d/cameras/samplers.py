@@ -3,21 +3,27 @@
 from __future__ import annotations
 
 from abc import ABC, abstractmethod
-from dataclasses import dataclass
+from collections.abc import Sequence
 
 import torch
 from torch import Tensor
 
 from carv3d.cameras.cameras import Cameras, orbit
+from carv3d.cameras.config import CameraConfig
 
 Range = tuple[float, float]
 
 
-def _uniform(low_high: Range, count: int, generator: torch.Generator) -> Tensor:
+def _pair(low_high: Sequence[float]) -> Range:
+    low, high = low_high
+    return low, high
+
+
+def _uniform(low_high: Sequence[float], count: int, generator: torch.Generator) -> Tensor:
     return _within(low_high, torch.rand(count, generator=generator, device=generator.device, dtype=torch.float64))
 
 
-def _within(low_high: Range, share: Tensor) -> Tensor:
+def _within(low_high: Sequence[float], share: Tensor) -> Tensor:
     low, high = low_high
     return low + (high - low) * share
 
@@ -80,39 +86,34 @@ class Sampler(ABC):
         return orbit(count, elevation, distance=distance, fov=fov, height=size, width=size)
 
 
-@dataclass(frozen=True)
 class CameraSampler(Sampler):
     """Draws independent cameras, each angle uniform in its range.
 
-    Attributes:
-        azimuth, elevation, fov: (low, high) in degrees.
-        distance: (low, high) in world units.
-        height, width: image size in pixels.
+    Args:
+        config: the ranges and the image size.
     """
 
-    azimuth: Range = (-180.0, 180.0)
-    elevation: Range = (-10.0, 80.0)
-    distance: Range = (3.0, 3.0)
-    fov: Range = (40.0, 40.0)
-    height: int = 64
-    width: int = 64
+    def __init__(self, config: CameraConfig) -> None:
+        self.config = config
+        self.distance, self.fov = _pair(config.distance), _pair(config.fov)
+        self.height, self.width = config.height, config.width
 
     def sample(self, count: int, generator: torch.Generator) -> Cameras:
         """See `Sampler`."""
-        azimuth = _uniform(self.azimuth, count, generator)
-        elevation = _uniform(self.elevation, count, generator)
+        azimuth = _uniform(self.config.azimuth, count, generator)
+        elevation = _uniform(self.config.elevation, count, generator)
         return self._at(azimuth, elevation, generator)
 
     def table(self, rows: int, columns: int, generator: torch.Generator) -> Cameras:
         """See `Sampler`."""
         x, y = ((torch.arange(n, dtype=torch.float64, device=generator.device) + 0.5) / n for n in (rows, columns))
-        azimuth = _within(self.azimuth, x.repeat_interleave(columns))
-        return self._at(azimuth, _within(self.elevation, y.repeat(rows)), generator)
+        azimuth = _within(self.config.azimuth, x.repeat_interleave(columns))
+        return self._at(azimuth, _within(self.config.elevation, y.repeat(rows)), generator)
 
     @property
     def full_turn(self) -> bool:
         """See `Sampler`."""
-        return self.azimuth[1] - self.azimuth[0] == 360
+        return self.config.azimuth[1] - self.config.azimuth[0] == 360
 
     def _at(self, azimuth: Tensor, elevation: Tensor, generator: torch.Generator) -> Cameras:
         count = len(azimuth)
@@ -121,18 +122,20 @@ class CameraSampler(Sampler):
         return Cameras.look_at_origin(azimuth, elevation, distance, fov, self.height, self.width)
 
 
-@dataclass(frozen=True)
 class SequenceSampler(CameraSampler):
     """Draws the cameras of a run from a sequence whose angles fill their ranges evenly.
 
     A step's renders and those of the steps around it see different sides. The sequence has a random offset, a function
     of the seed, so that every camera has the distribution of `sample`.
 
-    Attributes:
+    Args:
+        config: the ranges and the image size.
         seed: of the run.
     """
 
-    seed: int = 0
+    def __init__(self, config: CameraConfig, seed: int = 0) -> None:
+        super().__init__(config)
+        self.seed = seed
 
     def of_step(self, step: int, count: int, generator: torch.Generator) -> Cameras:
         """See `Sampler`; `generator` draws distance and field of view alone."""
@@ -154,4 +157,4 @@ class SequenceSampler(CameraSampler):
             generator: of distance and field of view, and whose device the cameras are on.
         """
         azimuth, elevation = sequence_points(first, count, offset).to(generator.device).T
-        return self._at(_within(self.azimuth, azimuth), _within(self.elevation, elevation), generator)
+        return self._at(_within(self.config.azimuth, azimuth), _within(self.config.elevation, elevation), generator)

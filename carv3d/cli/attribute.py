@@ -46,12 +46,11 @@ def attribute(
     folder = output or Path(config.output_dir).expanduser() / "attribute" / name
     from carv3d import build
     from carv3d.attribution import attribute as run_attribution
-    from carv3d.config import Config
     from carv3d.reports.attribution import lead, write_page
     from carv3d.reports.page import colophon
     from carv3d.runs import environment, replace_file
 
-    device = build.device(Config(device=config.device))
+    device = build.device(config)
     try:
         found = run_attribution(config, own, folder, console, device=device)
     except KeyboardInterrupt:

@@ -54,9 +54,9 @@ def distill(
     validate(config)
     from carv3d import build
     from carv3d.distillation import DistillationRun, Distiller
-    from carv3d.generation.generation import cores
+    from carv3d.system.threads import cores
 
-    device = build.device(config.shared())
+    device = build.device(config)
     # As found, not as asked for: a run that goes on elsewhere keeps its device and its order of sums.
     config.device, config.threads = str(device), config.threads or cores()
     distiller = Distiller(config)  # before the folder is made: nothing is left of a mistake

@@ -33,7 +33,8 @@ def generate(
     `carv3d generate configs/shapes.yaml prompt="a blue chair" guidance.resamples=8`,
     `carv3d generate --resume outputs/shapes/a-red-mushroom-1`
     """
-    from carv3d.config import find_config, load, require_prompt, validate
+    from carv3d.config import find_config, load, validate
+    from carv3d.generation.config import require_prompt
 
     if resume:
         name, prompt, overrides = sort_words(words or [])
@@ -60,9 +61,9 @@ def generate(
         import torch
 
         from carv3d import build
-        from carv3d.generation.generation import cores
         from carv3d.runs import Run
         from carv3d.shapes import parse
+        from carv3d.system.threads import cores
 
         device = build.device(config)
         # As found, not as asked for: a run that goes on elsewhere keeps its device and its order of sums.

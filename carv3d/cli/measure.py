@@ -41,12 +41,13 @@ def measure(
     """
     from rich.progress import TextColumn
 
-    from carv3d.generation.generation import load_trainer, set_threads
+    from carv3d.generation.generation import load_trainer
     from carv3d.measurement import observe, report
     from carv3d.reports.measurement import lead, page_of, terminal_table
     from carv3d.reports.page import colophon
     from carv3d.runs import Run, disk_errors, environment, replace_file, slug
     from carv3d.system.progress import progress
+    from carv3d.system.threads import set_threads
 
     words = words or []
     targets = [word for word in words if (Path(word).expanduser() / "config.yaml").is_file()]
@@ -54,12 +55,13 @@ def measure(
         if len(words) > 1:
             raise UserError("a run is measured with its own config: give the run alone")
         with Run.open(targets[0]) as run:
-            set_threads(run.config)
+            set_threads(run.config.threads)
             trainer = load_trainer(run, step)
             title = f"{run.config.prompt}, after {trainer.step_count} of {run.config.training.steps} steps"
             folder = output or run.path / "measure" / f"step_{trainer.step_count:06d}"
     else:
-        from carv3d.config import find_config, load, require_prompt, validate
+        from carv3d.config import find_config, load, validate
+        from carv3d.generation.config import require_prompt
         from carv3d.prompts.files import look_up
         from carv3d.training.trainer import Trainer
 
@@ -74,7 +76,7 @@ def measure(
         config.prompt = prompt or config.prompt
         validate(config)
         config.prompt = look_up(require_prompt(config), config.prompt_library)
-        set_threads(config)
+        set_threads(config.threads)
         trainer = Trainer(config)
         title = f"{config.prompt}, the initial scene"
         folder = output or Path(config.output_dir).expanduser() / "measure" / f"{source.stem}-{slug(config.prompt)}"

@@ -27,12 +27,13 @@ def render(
     """
     from carv3d import build
     from carv3d.generation import results
-    from carv3d.generation.generation import load_trained, set_threads
+    from carv3d.generation.generation import load_trained
     from carv3d.runs import Run, disk_errors
+    from carv3d.system.threads import set_threads
 
     with Run.open(run_path) as run:
         config = run.config
-        set_threads(config)
+        set_threads(config.threads)
         trained, sampler = load_trained(run), build.camera_sampler(config)
         section = config.turntable
         section.frames, section.size = frames or section.frames, size or section.size
@@ -64,9 +65,10 @@ def export(
     Example: `carv3d export outputs/shapes/a-red-mushroom-1 --format glb,obj --resolution 192`
     """
     from carv3d.config import load, validate
-    from carv3d.generation.generation import load_trained, set_threads
+    from carv3d.generation.generation import load_trained
     from carv3d.generation.results import export as export_files
     from carv3d.runs import Run, disk_errors
+    from carv3d.system.threads import set_threads
 
     with Run.open(run_path) as run:
         given = {
@@ -80,7 +82,7 @@ def export(
         overrides = [f"mesh.{key}={value}" for key, value in given.items() if value is not None]
         config = load(run.path / "config.yaml", overrides)
         validate(config)
-        set_threads(config)
+        set_threads(config.threads)
         folder = output or run.mesh
         with disk_errors(folder), console.status("meshing"):
             mesh, files = export_files(load_trained(run).scene, config.mesh, folder)
@@ -130,11 +132,11 @@ def evaluate(
             raise UserError("a run of carv3d has its own prompt: leave --prompt out")
         from carv3d.evaluation.clip import Clip
         from carv3d.evaluation.evaluation import evaluate_run
-        from carv3d.generation.generation import set_threads
         from carv3d.runs import Run
+        from carv3d.system.threads import set_threads
 
         with Run.open(run_path) as run:
-            set_threads(run.config)
+            set_threads(run.config.threads)
             with console.status("rendering"):
                 figures = evaluate_run(run, Clip(clip) if clip else None, others)
     if as_json:

@@ -55,7 +55,7 @@ class Outcome:
             "resamples": guidance.resamples,
             "proposal": guidance.proposal,
             "strata": guidance.strata,
-            "noise": guidance.noise,
+            "coupling": guidance.coupling,
             "cameras": self.method.cameras,
             "ms_per_step": self.method.cost.seconds * 1000,
             "steps": self.method.steps,

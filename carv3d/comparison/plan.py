@@ -16,9 +16,9 @@ from carv3d.comparison.calibration import Cost, step_costs
 from carv3d.comparison.yardsticks import ALIGNMENT, TRUTH, Scale
 from carv3d.config import Config, to_yaml, validate
 from carv3d.errors import UserError
-from carv3d.generation.generation import cores
 from carv3d.runs import disk_errors, replace_file
 from carv3d.runs.environment import device_name
+from carv3d.system.threads import cores
 
 CURVE_POINTS = 10
 """Checkpoints a run that quality is measured at."""
@@ -29,7 +29,12 @@ EQUAL = ("time", "calls")
 # Keys that neither change what a run learns nor how fast: runs that differ in them may be compared.
 _BOOK_KEEPING = (
     *("prompt", "prompt_library", "seed", "device", "threads", "output_dir", "force", "mesh", "turntable"),
-    *("training.preview_every", "training.opinion_every", "training.checkpoint_every", "training.keep_checkpoints"),
+    *(
+        "training.preview_every",
+        "training.denoising_preview_every",
+        "training.checkpoint_every",
+        "training.keep_checkpoints",
+    ),
 )
 
 
@@ -123,7 +128,7 @@ def methods_of(configs: Sequence[tuple[str, Config]]) -> list[tuple[str, Config]
             other.guidance.proposal, other.guidance.strata = "uniform", "none"
         paper.guidance.proposal, paper.guidance.strata = "importance", "render"
         for other in (sds, reuse, paper):
-            other.guidance.noise = "independent"
+            other.guidance.coupling = "independent"
             if hasattr(other.cameras, "independent"):
                 other.cameras = other.cameras.independent()
         plain = config.guidance.objective.type.rpartition(".")[2].lower()
@@ -279,7 +284,7 @@ def _run_config(config: Config, steps: int, by_clip: bool, device: torch.device,
     """The config of a method's runs: its share of the budget, checkpoints for the curve, no mesh."""
     found = copy.deepcopy(config)
     found.prompt, found.seed, found.device, found.threads = "", 0, str(device), threads
-    found.training.steps, found.training.preview_every, found.training.opinion_every = steps, 0, 0
+    found.training.steps, found.training.preview_every, found.training.denoising_preview_every = steps, 0, 0
     found.training.checkpoint_every = _every(steps)
     if by_clip or knows_truth(config):  # otherwise there is no curve to measure, and a checkpoint may be large
         found.training.keep_checkpoints = 1000

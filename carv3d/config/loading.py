@@ -1,69 +1,45 @@
-"""Reading configs: YAML and `key=value` over the defaults of `schema`, with errors that say what was meant.
+r"""Reading configs: YAML files and `key=value` over the defaults, with errors that name the place and the remedy.
 
     config = load(find_config("shapes"), ["prompt=a red chair", "guidance.resamples=8"])
     validate(config)
 
-The dataclasses of `schema` are all there is: their fields are the keys, their annotations the types. OmegaConf
-merges the layers and resolves interpolations such as `${seed}`; but it converts silently (`no` to the text "False"),
-so that every key and value is checked here first. Nothing here imports torch: `carv3d config` and an error in a
-config come at once.
+The dataclasses of the components declare the keys (`carv3d.config.keys`). Each layer is checked against them when it
+is added, so that an error names its file and line. OmegaConf resolves interpolations such as `${seed}` at the end, so
+that they see the values of all layers; `\${` in a value is a plain `${`. Nothing here imports torch.
 """
 
 from __future__ import annotations
 
-import difflib
-import os
 import re
 import textwrap
-from collections.abc import Iterator, Mapping, Sequence
-from dataclasses import dataclass, fields, is_dataclass, replace
+from collections.abc import Mapping, Sequence
 from pathlib import Path
-from typing import Any, Literal, TypeVar, cast, get_args, get_origin, get_type_hints, overload
+from typing import TYPE_CHECKING, Any, TypeVar, overload
 
 import yaml
-from omegaconf import DictConfig, OmegaConf
+from omegaconf import OmegaConf
 from omegaconf.errors import GrammarParseError, InterpolationKeyError, OmegaConfBaseException
 
-from carv3d import registry
-from carv3d.config import schema
-from carv3d.config.kinds import section
-from carv3d.config.ramp import Ramp
-from carv3d.config.yaml_loader import line_numbers, parse, problem
+from carv3d.config.components import config_of
+from carv3d.config.files import Layer, layers_of
+from carv3d.config.keys import Field, fields_of
+from carv3d.config.linear_schedule import LinearSchedule
+from carv3d.config.suggestions import ALL_KEYS, nearest, paths, unknown_key, unknown_type
+from carv3d.config.values import ValueProblem, accepted, check, shown
+from carv3d.config.yaml_loader import parse, problem
 from carv3d.errors import UserError
 
-
-@dataclass(frozen=True)
-class _Layer:
-    """Values as they were written, and where, so that an error can point there."""
-
-    values: Mapping[str, Any]
-    name: str
-    text: str = ""  # of a YAML file
-
-    def where(self, path: str) -> str:
-        lines = line_numbers(self.text) if self.text else {}
-        line = lines.get(path) or lines.get(path.rpartition(".")[0])  # a part of a Ramp that is written as one value
-        return f"{self.name}:{line}" if line else self.name
-
-    def says(self, path: str) -> bool:
-        """Whether it has a value for the key, or one value for the Ramp that the key is a part of."""
-        values: Any = self.values
-        for key in path.split("."):
-            if not isinstance(values, dict):
-                return True
-            if key not in values:
-                return False
-            values = values[key]
-        return True
-
+if TYPE_CHECKING:
+    from carv3d.generation.config import Config
 
 _C = TypeVar("_C")
+_Values = dict[str, Any]
 
 
 @overload
 def load(
     source: Path | str | None, overrides: Sequence[str] = (), *, base: Mapping[str, Any] | None = None
-) -> schema.Config: ...
+) -> Config: ...
 
 
 @overload
@@ -77,126 +53,153 @@ def load(
     overrides: Sequence[str] = (),
     *,
     base: Mapping[str, Any] | None = None,
-    of: type[Any] = schema.Config,
+    of: type[Any] | None = None,
 ) -> Any:
-    r"""The defaults, then `base`, then a YAML file, then overrides, each changing only what it names.
+    """The defaults, then `base`, then a YAML file, then overrides; each changes only what it names.
 
-    A `Ramp` may be written as one number, which then holds for the whole run; written as a mapping, what it
-    leaves out stays as it was, as in any other section. When a later layer changes the `type` of a section,
-    what earlier ones changed in it is kept where the new kind has that key too. Interpolations are resolved at the
-    end, so that they see the values of all layers; `\${` in a value is a plain `${`. `base: OTHER` at the top of a file
-    names a config whose values come before the file's own: a path beside the file, or what `find_config` finds.
+    A linear schedule may be written as one number. Written as a mapping, it keeps the parts that the mapping leaves
+    out. When a later layer changes the `type` of a section, the values of earlier layers are kept where the new type
+    has the same key. `base: OTHER` at the top of a file names a config whose values come before the file's own: a path
+    beside the file, or a name for `find_config`.
 
     Args:
         source: a YAML file, or None.
-        overrides: `key=value` with dotted keys and YAML values. Text needs no quotes, and a prompt is taken as it
-            stands, `${` and all.
+        overrides: `key=value` with dotted keys and YAML values. Text needs no quotes, and a prompt is taken literally,
+            `${` included.
         base: nested values, for instance those of another config.
-        of: the dataclass that has the keys; that of text to 3-D by default.
+        of: the dataclass that has the keys; that of `carv3d generate` by default.
 
     Raises:
-        UserError: a file that is missing or no YAML, an unknown key, a value of the wrong type, a bad choice, an
-            interpolation that leads nowhere.
+        UserError: a file that is missing or no YAML, an unknown key, a value of the wrong type or out of its range, or
+            an interpolation that cannot be resolved.
     """
-    config = of()  # of the kinds in use; its values stay the defaults
-    merged = OmegaConf.structured(config)
-    layers = [] if base is None else [_Layer(base, "base config")]
-    layers += [] if source is None else _with_bases(Path(source))
-    layers = [_in_full(layer, config) for layer in layers]
+    config = (of or _default_kind())()  # default values of the types in use
+    layers = [] if base is None else [Layer(base, "base config")]
+    layers += [] if source is None else layers_of(Path(source))
+    written: _Values = {}
     for layer in layers:
-        _choose_kinds(config, merged, layer)
-        _merge(config, merged, layer)
-    # Kinds first, because a key's type decides how an override's text is read.
-    parsed = [_split(override) for override in overrides]
-    for keys, text in parsed:
-        if ".".join(keys).removesuffix(".type") in schema.KINDS:
-            _choose_kinds(config, merged, _override(keys, text, config))
-    for keys, text in parsed:
-        layers.append(_override(keys, text, config))
-        _merge(config, merged, layers[-1])
+        written = _Adding(config, layer).to(written)
+    # Types first, because the type of a section decides which keys it has.
+    for keys, text in sorted(map(_split, overrides), key=lambda override: not _chooses_type(config, override[0])):
+        layers.append(_override(config, keys, text))
+        written = _Adding(config, layers[-1]).to(written)
+    merged = _over(_plain(config), written)
     try:
-        return OmegaConf.to_object(merged)
+        values: Any = OmegaConf.to_container(OmegaConf.create(merged), resolve=True)
     except OmegaConfBaseException as error:
-        raise _unresolved(error, merged, config, layers) from None
+        raise _unresolved(error, config, layers) from None
+    return _made(config, values, "", layers)
+
+
+def _default_kind() -> type[Any]:
+    from carv3d.generation.config import Config
+
+    return Config
 
 
 def escape(text: str) -> str:
-    """The text written so that OmegaConf reads it as it stands, with any `${` and also if it is `???`."""
+    """The text written so that OmegaConf reads it literally, with any `${`, and also if it is `???`."""
     if re.fullmatch(r"\\*\?\?\?", text):
         return "\\" + text
     return re.sub(r"(\\*)\$\{", lambda match: match[1] * 2 + r"\${", text)
 
 
-def find_config(name: str) -> Path:
-    """The file that a name means: a path, or `shapes`, `shapes.yaml`, `configs/shapes.yaml`.
+# -------------------------------------------------------------------------------------------- layers
 
-    Looks in the current directory, in its `configs`, and in the configs that come with carv3d.
 
-    Raises:
-        UserError: no such config.
+class _Adding:
+    """Adds the values of one layer to those of the layers before it, and checks them.
+
+    A section whose type the layer changes is replaced in `config` by the defaults of the new type.
     """
-    package = Path(__file__).resolve().parents[1]
-    # In a wheel the configs lie inside the package, in a clone beside it.
-    shipped = package.parent / "configs" if (package.parent / "setup.py").is_file() else package / "configs"
-    folders = [Path(), Path("configs"), shipped]
-    wanted = Path(name).expanduser()
-    names = [wanted] if wanted.suffix in (".yaml", ".yml") else [wanted, Path(f"{wanted}.yaml")]
-    if wanted.parts[:1] == ("configs",):
-        folders.append(shipped.parent)
-    for folder in folders:
-        for candidate in names:
-            if name and (folder / candidate).is_file():
-                return folder / candidate
-    found = ((path, folder) for folder in folders[1:3] for path in folder.rglob("*.yaml"))
-    known = sorted({path.relative_to(folder).with_suffix("").as_posix() for path, folder in found})
-    near = difflib.get_close_matches(wanted.stem, known, 1)
-    hint = f"did you mean {near[0]!r}? " if near else ""
-    raise UserError(f"no config {name!r}: {hint}give a file or one of: {', '.join(known) or 'none found'}")
 
+    def __init__(self, config: Any, layer: Layer) -> None:
+        self.config, self.layer = config, layer
 
-# ---------------------------------------------------------------------------------------------- layers
+    def to(self, written: _Values) -> _Values:
+        """Both layers' values, nested."""
+        return self._section(self.config, written, self.layer.values, "")
 
+    def _section(self, of: Any, old: _Values, new: Mapping[str, Any], prefix: str) -> _Values:
+        known, result = fields_of(type(of)), dict(old)
+        for key, value in new.items():
+            path = f"{prefix}{key}"
+            if key not in known:
+                raise unknown_key(path, self.config, self.layer)
+            field = known[key]
+            if field.is_section:
+                result[key] = self._subsection(field, of, result.get(key, {}), value, path)
+            elif field.hint is LinearSchedule:
+                result[key] = self._schedule(field, result.get(key), value, path)
+            else:
+                result[key] = self._leaf(field, value, path)
+        return result
 
-def _read(path: Path) -> _Layer:
-    name = os.path.relpath(path) if path.is_absolute() and path.is_relative_to(Path.cwd()) else str(path)
-    try:
-        text = path.read_text(encoding="utf-8")
-        values = parse(text)
-    except OSError as error:
-        raise UserError(f"cannot read config {name}: {(error.strerror or str(error)).lower()}") from None
-    except UnicodeDecodeError:
-        raise UserError(f"{name} is not a text file: give a YAML config") from None
-    except yaml.YAMLError as error:
-        mark = getattr(error, "problem_mark", None)
-        place = f"{name}:{mark.line + 1}" if mark else name
-        raise UserError(f"{place}: not valid YAML: {problem(error)}") from None
-    if not isinstance(values, dict | None):
-        raise UserError(f"{name}: a config is a mapping of keys to values, such as 'seed: 1'")
-    return _Layer(values or {}, name, text)
+    def _subsection(self, field: Field, parent: Any, old: _Values, value: Any, path: str) -> _Values:
+        key = path.rpartition(".")[2]
+        section = getattr(parent, key)
+        if field.component and isinstance(value, str) and not is_interpolation(value):
+            value = {"type": value}  # `scene: gaussians` is short for `scene: {type: gaussians}`
+        if not isinstance(value, dict):
+            raise self._error(path, f"takes {accepted(type(section))}, not {shown(value)}")
+        if field.component and "type" in value:
+            name = value["type"]
+            value = {other: value[other] for other in value if other != "type"}
+            if name != section.type:
+                section = self._default(field.component.kind, name, path)
+                setattr(parent, key, section)
+                old = {other: old[other] for other in old if other in fields_of(type(section))}
+            old = old | {"type": name}
+        return self._section(section, old, value, f"{path}.")
 
-
-def _with_bases(path: Path) -> list[_Layer]:
-    """The layers of a file: those of its `base`, then its own."""
-    layers: list[_Layer] = []
-    seen: list[Path] = []
-    while True:
-        layer = _read(path)
-        values = dict(layer.values)
-        named = values.pop("base", None)
-        layers.insert(0, replace(layer, values=values))
-        if named is None:
-            return layers
-        place = layer.where("base")
-        if not isinstance(named, str):
-            raise UserError(f"{place}: base must be the name of a config, not {named!r}")
-        seen.append(path.resolve())
-        beside = path.parent / named
+    def _default(self, kind: str, name: Any, path: str) -> Any:
+        where = self.layer.where(f"{path}.type")
+        if problem := unknown_type(kind, name):
+            raise UserError(f"{where}: {path}.type {problem}")
         try:
-            path = beside if beside.is_file() else find_config(named)
+            return config_of(kind, name)()
         except UserError as error:
-            raise UserError(f"{place}: {error}") from None
-        if path.resolve() in seen:
-            raise UserError(f"{place}: base {named!r} leads back to {path.name} itself")
+            raise UserError(f"{where}: {error}") from None
+
+    def _schedule(self, field: Field, old: Any, value: Any, path: str) -> Any:
+        """A mapping changes parts of the schedule before it; any other value replaces it."""
+        if isinstance(value, dict):
+            return self._section(LinearSchedule(), self._in_parts(old), value, f"{path}.")
+        return self._in_parts(value if is_interpolation(value) else self._leaf(field, value, path))
+
+    def _in_parts(self, value: Any) -> _Values:
+        """The mapping that stands for one value: a number, or `${key}` of a number or of another schedule."""
+        if value is None or isinstance(value, dict):
+            return value or {}
+        other = value[2:-1] if isinstance(value, str) else ""
+        if (found := paths(self.config).get(other)) and found.hint is LinearSchedule:
+            return {part: f"${{{other}.{part}}}" for part in fields_of(LinearSchedule)}
+        return {"first": value, "last": value, "begin": 0.0, "end": 1.0}
+
+    def _leaf(self, field: Field, value: Any, path: str) -> Any:
+        if isinstance(value, dict) and value:
+            raise unknown_key(f"{path}.{next(iter(value))}", self.config, self.layer)
+        items = value if isinstance(value, list) else [value]
+        if "???" in items:
+            raise self._error(path, "is ???, which stands for a missing value; give it one")
+        if any(is_interpolation(item) for item in items):
+            return value  # checked when it is resolved
+        try:
+            check(field, value)
+        except ValueProblem as error:
+            raise self._error(path, str(error)) from None
+        return value
+
+    def _error(self, path: str, said: str) -> UserError:
+        return UserError(f"{self.layer.where(path)}: {path} {said}")
+
+
+def is_interpolation(value: Any) -> bool:
+    """Whether OmegaConf would look for a key in it."""
+    return isinstance(value, str) and "${" in value
+
+
+# ----------------------------------------------------------------------------------------- overrides
 
 
 def _split(override: str) -> tuple[list[str], str]:
@@ -206,14 +209,20 @@ def _split(override: str) -> tuple[list[str], str]:
     return path.strip().split("."), text
 
 
+def _chooses_type(config: Any, keys: list[str]) -> bool:
+    found = paths(config).get(".".join(keys).removesuffix(".type"))
+    return found is not None and found.component is not None
+
+
 _PROMPTS = ("prompt", "negative_prompt")
 
 
-def _override(keys: list[str], text: str, config: Any) -> _Layer:
+def _override(config: Any, keys: list[str], text: str) -> Layer:
     path = ".".join(keys)
     value: Any = text
-    # A prompt is text whatever YAML would make of it, unless it is in quotes.
-    if _type_of(path, config) is not str or text.startswith(("'", '"')):
+    found = paths(config).get(path)
+    # A text is taken literally, whatever it would be in YAML, unless it is in quotes.
+    if found is None or found.hint is not str or text.startswith(("'", '"')):
         try:
             value = parse(text)
         except yaml.YAMLError as error:
@@ -222,267 +231,61 @@ def _override(keys: list[str], text: str, config: Any) -> _Layer:
         value = escape(value)
     for key in reversed(keys):
         value = {key: value}
-    return _in_full(_Layer(value, f"{path}={text}"), config)
+    return Layer(value, f"{path}={text}")
 
 
-def _in_full(layer: _Layer, config: Any) -> _Layer:
-    """The layer with `scene: gaussians` written as `scene: {type: gaussians}`, for every section with a `type`."""
-
-    def expanded(values: Any, keys: list[str]) -> Any:
-        if not keys:
-            return {"type": values} if isinstance(values, str) and not _is_interpolation(values) else values
-        if not isinstance(values, dict) or keys[0] not in values:
-            return values
-        return values | {keys[0]: expanded(values[keys[0]], keys[1:])}
-
-    values = layer.values
-    for path in schema.KINDS:
-        if _section_at(config, path) is not None:
-            values = expanded(values, path.split("."))
-    return replace(layer, values=values)
+# --------------------------------------------------------------------------------- the config itself
 
 
-def _choose_kinds(config: Any, merged: DictConfig, layer: _Layer) -> None:
-    """Give the sections the kinds that the layer names, keeping what was changed and both kinds have."""
-    for path, kind in schema.KINDS.items():
-        values: Any = layer.values
-        for key in path.split("."):
-            values = values.get(key) if isinstance(values, dict) else None
-        old = _section_at(config, path)
-        if old is None or not isinstance(values, dict) or "type" not in values:
+def _plain(section: Any) -> _Values:
+    """The values of a config object, nested."""
+    found: _Values = {}
+    for key, field in fields_of(type(section)).items():
+        value = getattr(section, key)
+        if field.is_section or isinstance(value, LinearSchedule):
+            value = _plain(value)
+        found[key] = escape(value) if isinstance(value, str) else value
+    return found
+
+
+def _over(values: Any, written: Any) -> Any:
+    """`written` over `values`, key by key."""
+    if not (isinstance(values, dict) and isinstance(written, dict)):
+        return written
+    return values | {key: _over(values.get(key), value) for key, value in written.items()}
+
+
+def _made(like: Any, values: _Values, prefix: str, layers: Sequence[Layer]) -> Any:
+    """The config object of nested values; `like` has its types."""
+    found = {}
+    for key, field in fields_of(type(like)).items():
+        path, value = f"{prefix}{key}", values[key]
+        if field.is_section:
+            found[key] = _made(getattr(like, key), value, f"{path}.", layers)
             continue
-        name = values["type"]
-        if name == old.type:
-            continue
-        new = _new_section(path, kind, name, layer)
-        above, _, leaf = path.rpartition(".")
-        node = OmegaConf.select(merged, above) if above else merged
-        written = cast(dict[str, Any], OmegaConf.to_container(node[leaf]))
-        both = _hints(type(old)).keys() & _hints(type(new)).keys() - {"type"}
-        setattr(_section_at(config, above) if above else config, leaf, new)
-        node[leaf] = new
-        node[leaf].merge_with({key: written[key] for key in both if written[key] != getattr(old, key)})
-
-
-def _new_section(path: str, kind: str, name: Any, layer: _Layer) -> Any:
-    """The defaults of a kind that a layer names."""
-    where = layer.where(f"{path}.type")
-    known = registry.names(kind)
-    if not isinstance(name, str) or (name not in known and "." not in name):
-        near = difflib.get_close_matches(str(name), known, 1)
-        hint = f"; did you mean {near[0]!r}?" if near else ""
-        raise UserError(f"{where}: {path}.type takes {' or '.join(known)}, not {_shown(name)}{hint}")
-    try:
-        return section(kind, name)()
-    except UserError as error:
-        raise UserError(f"{where}: {error}") from None
-
-
-def _section_at(config: Any, path: str) -> Any:
-    """The section at a dotted key, or None."""
-    found = config
-    for key in path.split("."):
-        found = getattr(found, key, None)
-    return found if is_dataclass(found) else None
-
-
-def _merge(config: Any, merged: DictConfig, layer: _Layer) -> None:
-    try:
-        merged.merge_with(_checked(config, layer.values, "", config, layer))
-    except OmegaConfBaseException as error:
-        raise _unresolved(error, merged, config, [layer]) from None
-
-
-# ------------------------------------------------------------------------------------------- values
-
-
-def _checked(section: Any, values: Mapping[str, Any], prefix: str, config: Any, layer: _Layer) -> dict[str, Any]:
-    """A layer's values for a section, each checked, and every Ramp as a mapping."""
-    hints, result = _hints(type(section)), {}
-    for key, value in values.items():
-        path = f"{prefix}{key}"
-        if key not in hints:
-            raise _unknown_key(path, list(hints), config, layer)
-        old = getattr(section, key)
-        if isinstance(old, Ramp) and (_is_number(value) or _is_interpolation(value)):
-            value = _ramp(value, config)
-        if is_dataclass(old):
-            if not isinstance(value, dict):
-                raise _wrong_value(path, value, type(old), layer)
-            result[key] = _checked(old, value, f"{path}.", config, layer)
-        elif isinstance(value, dict) and value:
-            raise _unknown_key(f"{path}.{next(iter(value))}", [], config, layer)
-        elif not (key == "type" and prefix[:-1] in schema.KINDS):  # which is chosen already
-            result[key] = _converted(path, value, hints[key], layer)
-    return result
-
-
-def _ramp(value: Any, config: Any) -> dict[str, Any]:
-    """The mapping that one value for a Ramp stands for: a number, or `${key}` of a number or another Ramp."""
-    other = value[2:-1] if isinstance(value, str) else ""
-    if _type_of(other, config) is Ramp:
-        return {part: f"${{{other}.{part}}}" for part in _hints(Ramp)}
-    return {"first": value, "last": value, "begin": 0.0, "end": 1.0}
-
-
-def _converted(path: str, value: Any, hint: Any, layer: _Layer) -> Any:
-    if _is_interpolation(value):
-        return value  # OmegaConf checks what it resolves to
-    if value == "???":
-        raise UserError(f"{layer.where(path)}: {path} is ???, which stands for a missing value; give it one")
-    if get_origin(hint) is list and isinstance(value, list):
         try:
-            return [_converted(path, item, get_args(hint)[0], layer) for item in value]
-        except UserError:
-            raise _wrong_value(path, value, hint, layer) from None
-    if hint is float and _is_number(value):
-        try:
-            return float(value)
-        except OverflowError:
-            raise _wrong_value(path, value, hint, layer) from None
-    if get_origin(hint) is Literal:
-        fits = isinstance(value, str) and value in get_args(hint)
-    elif hint in (str, bool, int):
-        fits = type(value) is hint
-    else:
-        flat = all(isinstance(item, (str, int, float)) for item in (value if isinstance(value, list) else [value]))
-        fits = hint is Any and flat
-    if not fits:
-        raise _wrong_value(path, value, hint, layer)
-    return value
+            found[key] = check(field, value)
+        except ValueProblem as error:
+            raise UserError(f"{_place(path, layers)}{path} {error}") from None
+    return type(like)(**found)
 
 
-def _is_number(value: Any) -> bool:
-    return isinstance(value, (int, float)) and not isinstance(value, bool)
+def _place(path: str, layers: Sequence[Layer]) -> str:
+    """The last layer that sets a key, as the beginning of an error."""
+    layer = next((layer for layer in reversed(layers) if layer.has(path)), None)
+    return f"{layer.where(path)}: " if layer else ""
 
 
-def _is_interpolation(value: Any) -> bool:
-    return isinstance(value, str) and "${" in value
-
-
-# ------------------------------------------------------------------------------------------- errors
-
-
-_ALL_KEYS = "`carv3d config` lists all keys"
-
-
-def _unknown_key(path: str, siblings: list[str], config: Any, layer: _Layer) -> UserError:
-    prefix, _, key = path.rpartition(".")
-    parent, where = _type_of(prefix, config), layer.where(path)
-    if _type_of(path, config) is not None:
-        return UserError(f"{where}: {path!r} in YAML is one key inside the other, not one with a dot")
-    for kind, of in _other_kinds(prefix):
-        if key in _hints(of):
-            used = _section_at(config, prefix).type
-            return UserError(f"{where}: {path!r} is of {prefix}.type={kind}, but the type is {used}")
-    hint = _nearest(path, siblings, config)
-    if not hint and parent is not None and not is_dataclass(parent):
-        hint = f"{prefix!r} takes {_accepted(parent)}"
-    return UserError(f"{where}: unknown key {path!r}; {hint or _ALL_KEYS}")
-
-
-def _other_kinds(path: str) -> Iterator[tuple[str, type[Any]]]:
-    """The sections that can stand at a dotted key, by type; none where it has no `type`."""
-    kind = schema.KINDS.get(path)
-    for name in registry.names(kind) if kind else ():
-        try:
-            yield name, section(kind or "", name)
-        except UserError:  # a plug-in that cannot be imported is no help
-            continue
-
-
-def _nearest(path: str, siblings: list[str], config: Any) -> str:
-    """Suggests, in this order: the same key elsewhere, a near one beside it, a near one elsewhere."""
-    prefix, _, key = path.rpartition(".")
-    leaf_of = {full: full.rpartition(".")[2] for full in _paths(config)}
-    near = [full for full, leaf in leaf_of.items() if leaf == key][:3]
-    if not near:
-        beside = difflib.get_close_matches(key, siblings, 1)
-        near = [f"{prefix}.{sibling}" if prefix else sibling for sibling in beside]
-    near = near or difflib.get_close_matches(path, list(leaf_of), 1)
-    if not near:
-        leaves = difflib.get_close_matches(key, set(leaf_of.values()), 1)
-        near = [full for full, leaf in leaf_of.items() if leaf in leaves][:3]
-    return f"did you mean {' or '.join(map(repr, near))}?" if near else ""
-
-
-def _wrong_value(path: str, value: Any, hint: Any, layer: _Layer) -> UserError:
-    shown = _shown(value)
-    quotes = "; put it in quotes" if hint is str and value is not None else ""
-    return UserError(f"{layer.where(path)}: {path} takes {_accepted(hint)}, not {shown}{quotes}")
-
-
-def _shown(value: Any) -> str:
-    return "no value" if value is None else repr(value)
-
-
-def _unresolved(error: OmegaConfBaseException, merged: DictConfig, config: Any, layers: Sequence[_Layer]) -> UserError:
-    """Of an interpolation, pointing at the last layer that says something about the key."""
-    path = re.sub(r"\[.*", "", error.full_key or "") or _first_unresolved(merged, config)
-    layer = next((layer for layer in reversed(layers) if layer.says(path)), layers[-1])
+def _unresolved(error: OmegaConfBaseException, config: Any, layers: Sequence[Layer]) -> UserError:
+    """The error of an interpolation."""
+    path = re.sub(r"\[.*", "", error.full_key or "")
     reason = textwrap.shorten(str(error.msg).partition("\n    full_key:")[0], 200)
     if isinstance(error, InterpolationKeyError):
         wanted = re.search("'(.*?)'", reason)
-        hint = (wanted and _nearest(wanted[1], [], config)) or _ALL_KEYS
+        hint = (wanted and nearest(wanted[1], [], config)) or ALL_KEYS
     elif isinstance(error, GrammarParseError):
         hint = r"write \${ where a plain ${ is meant"
     else:
-        hint = f"it takes {_accepted(_type_of(path, config))}"
-    return UserError(f"{layer.where(path)}: {path}: {reason}; {hint}")
-
-
-def _first_unresolved(merged: DictConfig, config: Any) -> str:
-    """For the errors of OmegaConf that do not tell the key: a list from something that is none."""
-    for path in _paths(config):
-        try:
-            OmegaConf.select(merged, path)
-        except OmegaConfBaseException:
-            return path
-    return ""
-
-
-def _accepted(hint: Any) -> str:
-    if get_origin(hint) is Literal:
-        return " or ".join(map(str, get_args(hint)))
-    if hint is Ramp:
-        return "a number, or a mapping of first, last, begin and end"
-    if is_dataclass(hint):
-        return f"a mapping of keys ({', '.join(f.name for f in fields(hint))})"
-    return {
-        int: "a whole number",
-        float: "a number",
-        bool: "true or false",
-        str: "text",
-        list[float]: "a list of numbers, such as [0.0, 1.0]",
-        list[str]: "a list, such as [a, b]",
-    }.get(hint, "another kind of value")
-
-
-# ------------------------------------------------------------------------------------------- schema
-
-
-def _hints(of: Any) -> dict[str, Any]:
-    """The types of a dataclass's fields."""
-    hints = get_type_hints(of)
-    return {f.name: hints[f.name] for f in fields(of) if f.init}
-
-
-def _paths(section: Any, prefix: str = "") -> Iterator[str]:
-    """Every dotted key of a config."""
-    for key in _hints(type(section)):
-        yield f"{prefix}{key}"
-        if is_dataclass(value := getattr(section, key)):
-            yield from _paths(value, f"{prefix}{key}.")
-
-
-def _type_of(path: str, config: Any) -> Any:
-    """The type of a dotted key, or None if there is no such key."""
-    section: Any = config
-    hint: Any = None
-    for key in path.split("."):
-        if not is_dataclass(section) or key not in _hints(type(section)):
-            return None
-        hint = _hints(type(section))[key]
-        section = getattr(section, key)
-        hint = type(section) if is_dataclass(section) else hint
-    return hint
+        found = paths(config).get(path)
+        hint = f"it takes {accepted(found.hint, found.key)}" if found else ALL_KEYS
+    return UserError(f"{_place(path, layers)}{path}: {reason}; {hint}")

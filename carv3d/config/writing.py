@@ -1,25 +1,19 @@
-"""Writing configs: the snapshot in a run folder, and the whole schema with its comments."""
+"""Writing configs: the copy in a run folder, and all keys with their meaning."""
 
 from __future__ import annotations
 
-import ast
 import inspect
-import io
 import re
-import sys
-import tokenize
 from collections.abc import Iterator
-from dataclasses import fields, is_dataclass
-from functools import cache
-from typing import Any, Literal, get_args, get_origin, get_type_hints
+from typing import Any
 
 import yaml
 
 from carv3d import registry
-from carv3d.config import schema
-from carv3d.config.kinds import section
+from carv3d.config.components import config_of
+from carv3d.config.keys import NOT_BLANK, Field, choices, fields_of, walk
+from carv3d.config.linear_schedule import LinearSchedule, constant
 from carv3d.config.loading import escape
-from carv3d.config.ramp import Ramp, constant
 from carv3d.errors import UserError
 
 
@@ -29,90 +23,77 @@ def to_yaml(config: Any) -> str:
 
 
 def describe(config: Any = None) -> str:
-    """`to_yaml` of a config (default: the defaults) with the comments of the schema's source.
+    """`to_yaml` of a config (default: the defaults of `carv3d generate`) with the meaning and range of every key.
 
-    The kinds of scene and teacher that the config does not use follow as comments.
+    The other types of each section follow as comments.
     """
-    config = config or schema.Config()
-    module = inspect.getmodule(type(config))
-    header = [f"# {line}".rstrip() for line in inspect.cleandoc(module.__doc__ or "").splitlines()] if module else []
+    if config is None:
+        from carv3d.generation.config import Config
+
+        config = Config()
+    header = [f"# {line}".rstrip() for line in (inspect.getdoc(type(config)) or "").splitlines()]
     lines = [*header, "", *_lines(config, comments=True)]
-    for path, kind in schema.KINDS.items():
-        used: Any = config
-        for key in path.split("."):
-            used = getattr(used, key, None)
-        for name in registry.names(kind) if used is not None else ():
-            if name != used.type:
-                try:
-                    of = section(kind, name)
-                except UserError as error:  # of a package that is broken
-                    lines += ["", f"# Another {kind}, which cannot be used: {error}"]
-                    continue
-                depth = path.count(".") + 1
-                heads = [f"{'  ' * i}{key}:" for i, key in enumerate(path.split("."))]
-                doc = (inspect.getdoc(of) or "").splitlines()[0]
-                other = [f"# {doc}", *heads, *_lines(of(), True, "  " * depth)]
-                lines += ["", f"# Another {kind}:"]
-                lines += [line if line.startswith("#") else f"# {line}".rstrip() for line in other]
+    for path, field, section in walk(config):
+        for name in registry.names(field.component.kind) if field.component else ():
+            if name != section.type:
+                lines += ["", *_other(path, field, name)]
     return "".join(f"{line}\n" for line in lines)
 
 
-def _lines(of: Any, comments: bool, indent: str = "") -> Iterator[str]:
-    hints = get_type_hints(type(of))
-    notes = _comments(type(of).__module__).get(type(of).__name__, {})
-    for key in sorted((f.name for f in fields(of) if f.init), key=lambda name: name != "type"):
-        value, hint = getattr(of, key), hints[key]
-        if is_dataclass(value) and not isinstance(value, Ramp):
+def _other(path: str, field: Field, name: str) -> Iterator[str]:
+    """A section with another type, as comments."""
+    kind = field.component.kind if field.component else ""
+    try:
+        of = config_of(kind, name)
+    except UserError as error:  # of a package that is broken
+        yield f"# Another {kind}, which cannot be used: {error}"
+        return
+    keys = path.split(".")
+    yield f"# Another {kind}:"
+    yield f"# {_summary(of)}"
+    for line in (*(f"{'  ' * i}{key}:" for i, key in enumerate(keys)), *_lines(of(), True, "  " * len(keys))):
+        yield f"# {line}".rstrip()
+
+
+def _lines(section: Any, comments: bool, indent: str = "") -> Iterator[str]:
+    known = fields_of(type(section))
+    for key in sorted(known, key=lambda name: (name != "type", known[name].is_section)):
+        field, value = known[key], getattr(section, key)
+        if field.is_section:
             if comments:
-                yield from ("", f"{indent}# {(inspect.getdoc(type(value)) or '').splitlines()[0]}")
+                yield from ("", f"{indent}# {_summary(type(value))}")
             yield f"{indent}{key}:"
             yield from _lines(value, comments, f"{indent}  ")
             continue
-        line = f"{indent}{key}: {_value(value, hint)}"
-        note = notes.get(key, "")
-        if get_origin(hint) is Literal and key != "type":
-            note = "; ".join(filter(None, [note, " | ".join(get_args(hint))]))
-        yield f"{line}  # {note}" if comments and note else line
+        note = _note(field) if comments and key != "type" else ""
+        yield f"{indent}{key}: {_value(value, field)}" + (f"  # {note}" if note else "")
 
 
-def _value(value: Any, hint: Any) -> str:
-    if isinstance(value, Ramp):
+def _summary(of: type[Any]) -> str:
+    return (inspect.getdoc(of) or "").splitlines()[0]
+
+
+def _note(field: Field) -> str:
+    """Meaning, choices and range."""
+    limits = "" if field.key.pattern == NOT_BLANK else field.key.limits
+    return "; ".join(filter(None, [field.key.help, " | ".join(choices(field.hint)), limits]))
+
+
+def _value(value: Any, field: Field | None) -> str:
+    if isinstance(value, LinearSchedule):
         if value == constant(value.first):
-            return _value(value.first, float)
-        return f"{{{', '.join(f'{f.name}: {_value(getattr(value, f.name), float)}' for f in fields(value))}}}"
+            return _value(value.first, None)
+        return f"{{{', '.join(f'{key}: {_value(getattr(value, key), None)}' for key in fields_of(LinearSchedule))}}}"
     if isinstance(value, list):
         return f"[{', '.join(_value(item, None) for item in value)}]"
     if isinstance(value, str):
-        # Text is quoted, so that none of it is ever read as a number or a boolean.
-        plain = get_origin(hint) is Literal or (re.fullmatch("[a-z]{3,}", value) and value not in _YAML_WORDS)
-        style = None if plain else '"'
-        return _dump(escape(value), style)
+        # Text is quoted, so that none of it is read as a number or a boolean.
+        words = {"yes", "true", "false", "off", "null", "nan", "inf"}
+        plain = (field and value in choices(field.hint)) or (re.fullmatch("[a-z]{3,}", value) and value not in words)
+        return _dump(escape(value), None if plain else '"')
     return _dump(value, None)
-
-
-_YAML_WORDS = {"yes", "true", "false", "off", "null", "nan", "inf"}
 
 
 def _dump(value: Any, style: str | None) -> str:
     text = yaml.safe_dump(value, default_style=style, width=float("inf"), allow_unicode=True)
     return text.removesuffix("...\n").rstrip("\n")
-
-
-@cache
-def _comments(module: str) -> dict[str, dict[str, str]]:
-    """The trailing comment of every field of every dataclass in a module's source."""
-    try:
-        source = inspect.getsource(sys.modules[module])
-    except (OSError, TypeError):  # of a notebook's plug-in
-        return {}
-    tokens = tokenize.generate_tokens(io.StringIO(source).readline)
-    at_line = {t.start[0]: t.string.lstrip("# ") for t in tokens if t.type == tokenize.COMMENT}
-    return {
-        of.name: {
-            item.target.id: at_line.get(item.end_lineno or item.lineno, "")
-            for item in of.body
-            if isinstance(item, ast.AnnAssign) and isinstance(item.target, ast.Name)
-        }
-        for of in ast.parse(source).body
-        if isinstance(of, ast.ClassDef)
-    }

@@ -16,10 +16,10 @@ from carv3d.distillation.one_step import write_pipeline
 from carv3d.distillation.run import DistillationRun
 from carv3d.distillation.trainer import Distiller, DivergenceError
 from carv3d.errors import UserError
-from carv3d.generation.generation import set_threads
 from carv3d.images import sheet, write_png
 from carv3d.runs import Interruption
 from carv3d.system.progress import progress
+from carv3d.system.threads import set_threads
 from carv3d.teachers import DiffusersTeacher
 
 log = logging.getLogger(__name__)
@@ -79,7 +79,7 @@ def distil(
         KeyboardInterrupt: after a checkpoint has been saved.
     """
     config = changed or run.config
-    set_threads(config)
+    set_threads(config.threads)
     seconds = 0.0
     if resume and run.checkpoints.paths():
         distiller, seconds = _load(run, None, None, changed)

@@ -23,6 +23,7 @@ from carv3d.prompts.views import ViewPrompts
 from carv3d.runs import disk_errors, replace_file
 from carv3d.shapes import parse
 from carv3d.teachers import DiffusersTeacher
+from carv3d.teachers.config import DiffusersTeacherConfig
 
 CARD = "one_step.json"
 _PARTS = ("vae", "text_encoder", "tokenizer", "scheduler")
@@ -110,9 +111,9 @@ class OneStep:
         folder = find_pipeline(Path(path).expanduser())
         self.card = _read_card(folder / CARD)
         self.teacher = DiffusersTeacher(
-            folder,
-            camera="vector" if self.card.camera else "none",
-            view_words=self.card.view_words,
+            DiffusersTeacherConfig(
+                path=str(folder), camera="vector" if self.card.camera else "none", view_words=self.card.view_words
+            ),
             views=ViewPrompts(self.card.front, self.card.back, self.card.overhead),
             device=device,
         )

@@ -10,6 +10,7 @@ import torch.nn.functional as F
 from torch import Tensor
 
 from carv3d.cameras import Cameras, CameraSampler
+from carv3d.cameras.config import CameraConfig
 from carv3d.shapes import ALL_THINGS, Gallery, assorted
 from carv3d.teachers import Teacher
 
@@ -58,7 +59,7 @@ class Examiner:
         """
         self.teacher, self.camera = teacher, camera
         rng = torch.Generator().manual_seed(0)
-        self._all = Gallery(CameraSampler().table(*views, rng))
+        self._all = Gallery(CameraSampler(CameraConfig()).table(*views, rng))
         self._told = Gallery(Cameras.look_at_origin(torch.tensor(AZIMUTHS), torch.tensor(ELEVATIONS)))
         things = torch.randint(len(ALL_THINGS), (pictures,), generator=rng).tolist()
         self._things = [ALL_THINGS[i] for i in things]

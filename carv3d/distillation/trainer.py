@@ -50,11 +50,10 @@ class Distiller:
             UserError: prompts or a teacher that will not do.
         """
         self.config = config
-        shared = config.shared()
-        self.device = build.device(shared)
+        self.device = build.device(config)
         prompts = prompts_of(config.prompts)
         if teacher is None:
-            teacher = build.teacher(shared, self.device)
+            teacher = build.teacher(config, self.device)
         if not isinstance(teacher, DiffusersTeacher) or not isinstance(teacher.family, StableDiffusion):
             source = teacher.source if isinstance(teacher, DiffusersTeacher) else type(teacher).__name__
             raise UserError(
@@ -65,7 +64,7 @@ class Distiller:
         self.generator = teacher.trainable(rank=0, seed=config.seed)
         self.fake = FakeScore(teacher.trainable(rank=0, seed=config.seed), config.fake.lr, config.fake.betas)
         self.conditions = Conditions(teacher, prompts, config.negative_prompt)
-        self.cameras: Sampler = build.camera_sampler(shared)
+        self.cameras: Sampler = build.camera_sampler(config)
         self.rng = torch.Generator(self.device).manual_seed(config.seed)
         timesteps = len(teacher.schedule)
         self.timestep = min(round(config.generator.timestep * timesteps), timesteps - 1)
@@ -77,7 +76,7 @@ class Distiller:
             resamples=section.resamples,
             proposal="uniform",
             strata=section.strata,
-            noise=section.noise,
+            coupling=section.coupling,
             t_range=(section.t_min, section.t_max),
             chunk=section.chunk,
         )

@@ -3,7 +3,6 @@
 from __future__ import annotations
 
 import logging
-import os
 import time
 from dataclasses import dataclass
 from typing import Any
@@ -13,13 +12,14 @@ from rich.console import Console
 from rich.progress import Progress, TextColumn
 
 from carv3d import build
-from carv3d.config import Config, DistillConfig
+from carv3d.config import Config
 from carv3d.errors import UserError
 from carv3d.generation import results
 from carv3d.renderers import Renderer
 from carv3d.runs import Checkpoint, Interruption, Run
 from carv3d.scenes import Scene
 from carv3d.system.progress import progress
+from carv3d.system.threads import set_threads
 from carv3d.teachers import Teacher
 from carv3d.training.trainer import StepLog, Trainer, check_logs
 
@@ -27,16 +27,6 @@ log = logging.getLogger(__name__)
 
 # Steps whose figures are fetched from the device together: a fetch makes the CPU wait.
 _FETCH_EVERY = 10
-
-
-def cores() -> int:
-    """The CPU cores that this process may run on."""
-    return len(os.sched_getaffinity(0)) if hasattr(os, "sched_getaffinity") else os.cpu_count() or 1
-
-
-def set_threads(config: Config | DistillConfig) -> None:
-    """Torch's CPU threads: as the config says, or one a core."""
-    torch.set_num_threads(config.threads or cores())
 
 
 @dataclass(frozen=True)
@@ -127,7 +117,7 @@ def generate(
         KeyboardInterrupt: after a checkpoint has been saved.
     """
     config = changed or run.config
-    set_threads(config)
+    set_threads(config.threads)
     resume = resume and bool(run.checkpoints.paths())
     trainer = Trainer(config, teacher, fresh=not resume)
     seconds = 0.0
@@ -171,7 +161,7 @@ class _Loop:
                 last = step == section.steps or stop
                 save = last or _every(section.checkpoint_every, step)
                 show = last or _every(section.preview_every, step)
-                ask = _every(section.opinion_every, step)
+                ask = _every(section.denoising_preview_every, step)
                 if save or show or ask or len(self.pending) == _FETCH_EVERY:
                     now = time.perf_counter()
                     self.seconds, started = self.seconds + now - started, now

@@ -11,8 +11,7 @@ import torch.nn.functional as F
 from torch import Tensor
 
 from carv3d.cameras import Cameras, Sampler
-from carv3d.config.schema import Mesh as MeshConfig
-from carv3d.config.schema import Turntable
+from carv3d.generation.config import MeshConfig, TurntableConfig
 from carv3d.images import sheet, write_png, write_video
 from carv3d.mesh import FORMATS, Mesh, bake_texture, extract, save
 from carv3d.renderers import Renderer
@@ -81,7 +80,7 @@ def write_turntable(
     scene: Scene,
     renderer: Renderer[Any],
     sampler: Sampler,
-    section: Turntable,
+    section: TurntableConfig,
     path: Path,
     progress: Progress | None = None,
 ) -> None:

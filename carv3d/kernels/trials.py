@@ -11,8 +11,9 @@ import torch
 
 from carv3d.cameras import orbit
 from carv3d.renderers import SplatRenderer, VolumeRenderer, gsplat_backend, nerfacc_backend
-from carv3d.renderers.backend import Backend
+from carv3d.renderers.config import Backend, RendererConfig
 from carv3d.scenes import Gaussians, HashGrid, VoxelGrid, fused_hash_grid
+from carv3d.scenes.config import GaussiansConfig, HashGridConfig, VoxelGridConfig
 
 _SIZE = 64  # pixels a side
 _POINTS = 2**15  # of the hash grid's trial
@@ -87,22 +88,22 @@ def _compared(
 
 def _splat(device: torch.device, backend: Backend) -> Callable[[], None]:
     rng = torch.Generator(device).manual_seed(0)
-    scene, cameras = Gaussians(count=1000, generator=rng), orbit(1, height=_SIZE, width=_SIZE).to(device)
-    renderer = SplatRenderer(backend=backend, device=device)
+    scene, cameras = Gaussians(GaussiansConfig(count=1000), rng), orbit(1, height=_SIZE, width=_SIZE).to(device)
+    renderer = SplatRenderer(RendererConfig(backend=backend), device=device)
     return lambda: renderer(scene, cameras, rng).rgb.mean().backward()
 
 
 def _volume(device: torch.device, backend: Backend) -> Callable[[], None]:
     rng = torch.Generator(device).manual_seed(0)
-    scene, cameras = VoxelGrid(generator=rng), orbit(1, height=_SIZE, width=_SIZE).to(device)
-    renderer = VolumeRenderer(backend=backend, device=device).to(device)
+    scene, cameras = VoxelGrid(VoxelGridConfig(), rng), orbit(1, height=_SIZE, width=_SIZE).to(device)
+    renderer = VolumeRenderer(RendererConfig(backend=backend), device=device).to(device)
     renderer.update_occupancy(scene, 0, rng)
     return lambda: renderer(scene, cameras, rng).rgb.mean().backward()
 
 
 def _encoding(device: torch.device, *, fused: bool) -> Callable[[], None]:
     rng = torch.Generator(device).manual_seed(0)
-    scene = HashGrid(log2_table=15, generator=rng)
+    scene = HashGrid(HashGridConfig(log2_table=15), rng)
     points = 2 * torch.rand(_POINTS, 3, generator=rng, device=device) - 1
     return lambda: scene.encode(points, fused=fused).sum().backward()
 

@@ -37,7 +37,7 @@ class Row:
     Attributes:
         method: see `carv3d.accounting.Method.name`.
         R, K: renders a step, resamples a render.
-        proposal, strata, noise: as in the config's guidance section.
+        proposal, strata, coupling: as in the config's guidance section.
         variance, variance_low, variance_high: tr Cov.
         variance_between, variance_within: its parts; within is variance_timestep + variance_noise.
         cost_ms: measured, or of the simulated ratio.
@@ -52,7 +52,7 @@ class Row:
     K: int
     proposal: str
     strata: str
-    noise: str
+    coupling: str
     variance: float
     variance_low: float
     variance_high: float
@@ -156,7 +156,7 @@ class NoiseReport:
         row = self.recommended
         return (
             f"guidance.renders={row.R} guidance.resamples={row.K} "
-            f"guidance.proposal={row.proposal} guidance.strata={row.strata} guidance.noise={row.noise}"
+            f"guidance.proposal={row.proposal} guidance.strata={row.strata} guidance.coupling={row.coupling}"
         )
 
     def as_json(self) -> dict[str, Any]:
@@ -251,7 +251,7 @@ def report(observed: Observation, cost_ratio: float | None = None) -> NoiseRepor
                     K=method.resamples,
                     proposal=method.proposal,
                     strata=method.strata,
-                    noise=method.noise,
+                    coupling=method.coupling,
                     variance=total.value / R,
                     variance_low=total.low / R,
                     variance_high=total.high / R,

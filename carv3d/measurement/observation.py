@@ -119,7 +119,7 @@ def _measure_costs(
     meter, started = CostMeter(trainer.clock), time.perf_counter()
 
     def step(R: int, K: int) -> Callable[[], None]:
-        carv = trainer.carv.replace(resamples=K, proposal="importance", strata="render", noise="antithetic")
+        carv = trainer.carv.replace(resamples=K, proposal="importance", strata="render", coupling="antithetic")
 
         def run() -> None:
             trainer.optimizer.zero_grad()
@@ -143,7 +143,9 @@ def camera_table(trainer: Trainer, rng: torch.Generator, budget: float, watch: W
     cameras = trainer.sampler.table(*TABLE, rng)
     if cameras is None:
         return None
-    carv = trainer.carv.replace(resamples=TABLE_RESAMPLES, proposal="importance", strata="render", noise="antithetic")
+    carv = trainer.carv.replace(
+        resamples=TABLE_RESAMPLES, proposal="importance", strata="render", coupling="antithetic"
+    )
     parameters = trainer.parameters()
     sketch = CountSketch(sum(p.numel() for p in parameters), SKETCH, torch.Generator(trainer.device).manual_seed(0))
     started, replicates = time.perf_counter(), []

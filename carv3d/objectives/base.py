@@ -12,8 +12,8 @@ if TYPE_CHECKING:
     import torch
     from torch import Tensor
 
+    from carv3d.config.keys import Weighting
     from carv3d.guidance import Branch, Guidance
-    from carv3d.sampling import WeightingKind
     from carv3d.teachers.base import ScoreModel
     from carv3d.teachers.schedule import NoiseSchedule
 
@@ -65,7 +65,7 @@ class Objective(ABC):
     def residual(self, draw: Draw) -> Tensor:
         """The residual (N, ...) of N draws. No gradient is kept. It may call the score model more than once."""
 
-    def weight(self, schedule: NoiseSchedule, weighting: WeightingKind) -> Tensor:
+    def weight(self, schedule: NoiseSchedule, weighting: Weighting) -> Tensor:
         """w(t), (T,) float64 on the CPU.
 
         Args:
@@ -115,5 +115,5 @@ class Objective(ABC):
             raise ValueError(f"{type(self).__name__} has no state, and the checkpoint has {', '.join(state)}")
 
     def rules(self, prefix: str) -> Iterable[tuple[str, Any, bool, str]]:
-        """Rules on the fields, see `carv3d.config.rules`; prefix is "guidance.objective"."""
+        """Rules on the fields, see `carv3d.config.validate`; prefix is "guidance.objective"."""
         return ()

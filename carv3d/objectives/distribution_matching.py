@@ -20,8 +20,8 @@ from carv3d.objectives.base import Draw, Objective
 if TYPE_CHECKING:
     from torch import Tensor
 
+    from carv3d.config.keys import Weighting
     from carv3d.objectives.fake_score import FakeScore
-    from carv3d.sampling import WeightingKind
     from carv3d.teachers.schedule import NoiseSchedule
 
 _TINY = 1e-6  # of a mean absolute residual that is 1 for a network that knows nothing
@@ -47,6 +47,6 @@ class DistributionMatching(Objective):
         real = draw.guided(draw.predict()) - draw.eps
         return real, real.abs().flatten(1).mean(1).clamp_min(_TINY).view(-1, *[1] * (draw.z.ndim - 1))
 
-    def weight(self, schedule: NoiseSchedule, weighting: WeightingKind) -> Tensor:
+    def weight(self, schedule: NoiseSchedule, weighting: Weighting) -> Tensor:
         """1 at every timestep, whatever the weighting."""
         return super().weight(schedule, "uniform")

@@ -6,10 +6,10 @@ on the way, told what the teacher is told, the camera included where the teacher
 
 from __future__ import annotations
 
-from collections.abc import Iterable
 from dataclasses import dataclass, field
-from typing import TYPE_CHECKING, Any
+from typing import TYPE_CHECKING, Annotated, Any
 
+from carv3d.config.keys import Betas, Key
 from carv3d.errors import UserError
 from carv3d.objectives.base import Draw, Objective
 
@@ -26,11 +26,13 @@ if TYPE_CHECKING:
 class Vsd(Objective):
     """Variational score distillation: the guided prediction minus that of a network trained on the renders."""
 
-    rank: int = 4  # of LoRA additions to the teacher's attention layers; 0: a copy of its whole network
-    lr: float = 1e-3  # Adam, of the fake score
-    betas: list[float] = field(default_factory=lambda: [0.9, 0.999])  # Adam, of the fake score
-    updates: int = 1  # of the fake score, a step
-    draws: int = 1  # noised copies of each render in an update
+    rank: Annotated[
+        int, Key("of LoRA additions to the teacher's attention layers; 0: a copy of its whole network", ge=0)
+    ] = 4
+    lr: Annotated[float, Key("of Adam, of the fake score", gt=0)] = 1e-3
+    betas: Betas = field(default_factory=lambda: [0.9, 0.999])
+    updates: Annotated[int, Key("of the fake score, a step", ge=1)] = 1
+    draws: Annotated[int, Key("noised copies of each render in an update", ge=1)] = 1
 
     def residual(self, draw: Draw) -> Tensor:
         """`eps_guided - eps_fake`."""
@@ -71,10 +73,3 @@ class Vsd(Objective):
     def load_state_dict(self, state: dict[str, Tensor]) -> None:
         """See `Objective`."""
         self._fake.load_state_dict(state)
-
-    def rules(self, prefix: str) -> Iterable[tuple[str, Any, bool, str]]:
-        """See `Objective`."""
-        from carv3d.config.rules import adam, at_least
-
-        yield from at_least(self, prefix, rank=0, updates=1, draws=1)
-        yield from adam(self, prefix)

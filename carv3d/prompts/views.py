@@ -7,10 +7,10 @@ mixed, and what a view must not look like is subtracted.
 
 from __future__ import annotations
 
-from dataclasses import dataclass
-
 import torch
 from torch import Tensor
+
+from carv3d.prompts.config import ViewsConfig
 
 VIEWS = ("front view", "side view", "back view", "overhead view")
 _FRONT, _SIDE, _BACK, _OVERHEAD = range(len(VIEWS))
@@ -23,21 +23,12 @@ _SIDE_OF_SIDE_BACK = (1.0, 0.5, -0.606)
 _FRONT_OF_SIDE_BACK = (1.0, 0.5, 0.967)
 
 
-@dataclass(frozen=True)
-class ViewPrompts:
+class ViewPrompts(ViewsConfig):
     """Which view a camera sees, and what to append to the prompt for it.
 
-    Attributes:
-        front, back: half-widths in degrees of the azimuths around 0 and around 180 that count as front, back.
-        overhead: elevation in degrees above which every azimuth counts as overhead.
-        perp_neg: mix the words of neighbouring views by azimuth, and push away from others, as Perp-Neg does;
-            front and back do not matter then.
+    With Perp-Neg, the words of neighbouring views are mixed by azimuth, and other views become negatives; `front` and
+    `back` do not matter then.
     """
-
-    front: float = 45.0
-    back: float = 45.0
-    overhead: float = 60.0
-    perp_neg: bool = False
 
     def index(self, azimuth: Tensor, elevation: Tensor) -> Tensor:
         """(R,) indices into `VIEWS` of cameras at these angles in degrees, each (R,)."""

@@ -4,15 +4,14 @@ from __future__ import annotations
 
 import logging
 from collections.abc import Callable
-from typing import Literal
 
 import torch
 
 from carv3d.errors import UserError
+from carv3d.renderers.config import Backend
 
 log = logging.getLogger(__name__)
 
-Backend = Literal["auto", "torch", "gsplat", "nerfacc"]
 Problem = Callable[[torch.device], "str | None"]
 
 

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+from collections.abc import Sequence
 from dataclasses import dataclass
 from typing import Any, Generic, Literal, TypeVar
 
@@ -10,7 +11,7 @@ from torch import Tensor
 
 from carv3d.scenes.base import Footprints, Scene
 
-Background = Literal["white", "random", "learned"] | tuple[float, float, float]
+Background = Literal["white", "random", "learned"] | Sequence[float]
 SceneKind = TypeVar("SceneKind", bound=Scene)
 
 EMPTY = 1e-4
@@ -66,7 +67,7 @@ class Renderer(torch.nn.Module, Generic[SceneKind]):
 
     Args:
         background: "white"; "random", one uniform colour an image in training and white otherwise; "learned",
-            one colour that is a parameter (it starts grey); or an rgb triple in [0, 1].
+            one colour that is a parameter (it starts grey); or [r, g, b] in [0, 1].
     """
 
     background_rgb: Tensor
@@ -79,7 +80,7 @@ class Renderer(torch.nn.Module, Generic[SceneKind]):
         elif not isinstance(background, str):
             self.register_buffer("background_rgb", torch.tensor(background), persistent=False)
         elif background not in ("white", "random"):
-            raise ValueError(f"background must be white, random, learned or (r, g, b), got {background!r}")
+            raise ValueError(f"background must be white, random, learned or [r, g, b], got {background!r}")
 
     def parameter_groups(self, lr: float) -> list[dict[str, Any]]:
         """Parameter groups for `torch.optim`: the learned background's colour, or none."""

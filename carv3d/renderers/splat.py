@@ -7,8 +7,9 @@ from torch import Tensor
 
 from carv3d.cameras import Cameras
 from carv3d.renderers import gsplat_backend
-from carv3d.renderers.backend import Backend, choose
-from carv3d.renderers.base import EMPTY, Background, Render, Renderer
+from carv3d.renderers.backend import choose
+from carv3d.renderers.base import EMPTY, Render, Renderer
+from carv3d.renderers.config import RendererConfig
 from carv3d.renderers.projection import Projected, project, views
 from carv3d.renderers.splatting import Boxes, composite
 from carv3d.scenes import Footprints, Gaussians
@@ -18,19 +19,16 @@ class SplatRenderer(Renderer[Gaussians]):
     """Renders `Gaussians` as Kerbl et al. 2023, with Mip-Splatting's filter.
 
     Args:
-        background: see `Renderer`.
-        backend: "torch" on any device; "gsplat" on CUDA; "auto" is gsplat where it works, else torch.
+        config: background and backend; its other keys are of fields.
         device: where it will render.
 
     Raises:
         UserError: gsplat is asked for and does not work here.
     """
 
-    def __init__(
-        self, *, background: Background = "white", backend: Backend = "auto", device: torch.device | None = None
-    ) -> None:
-        super().__init__(background)
-        self.backend = choose(backend, "gsplat", gsplat_backend.problem, device or torch.device("cpu"))
+    def __init__(self, config: RendererConfig, *, device: torch.device | None = None) -> None:
+        super().__init__(config.background)
+        self.backend = choose(config.backend, "gsplat", gsplat_backend.problem, device or torch.device("cpu"))
 
     def forward(
         self,

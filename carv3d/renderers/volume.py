@@ -7,8 +7,9 @@ from torch import Tensor
 
 from carv3d.cameras import Cameras
 from carv3d.renderers import compositing, nerfacc_backend
-from carv3d.renderers.backend import Backend, choose
-from carv3d.renderers.base import EMPTY, Background, RaySamples, Render, Renderer
+from carv3d.renderers.backend import choose
+from carv3d.renderers.base import EMPTY, RaySamples, Render, Renderer
+from carv3d.renderers.config import RendererConfig
 from carv3d.renderers.occupancy import Occupancy
 from carv3d.renderers.rays import Rays
 from carv3d.scenes import RadianceField
@@ -24,41 +25,23 @@ class VolumeRenderer(Renderer[RadianceField]):
     cells are asked of the scene. The state (occupancy, learned background) is in `state_dict()`.
 
     Args:
-        samples: intervals a ray.
-        background: see `Renderer`.
-        occupancy_resolution: cells along a side of the cube; 0 asks the scene for every sample inside it.
-        occupancy_every: steps between two looks at the scene's density.
-        occupancy_threshold: the opacity that a ray may lose to pruning; see `Occupancy`. 0 prunes what is
-            exactly empty.
-        backend: "torch" on any device; "nerfacc" on CUDA; "auto" is nerfacc where it works, else torch.
+        config: background, backend, samples and occupancy.
         device: where it will render.
 
     Raises:
         UserError: nerfacc is asked for and does not work here.
     """
 
-    def __init__(
-        self,
-        *,
-        samples: int = 64,
-        background: Background = "white",
-        occupancy_resolution: int = 32,
-        occupancy_every: int = 16,
-        occupancy_threshold: float = 0.1,
-        backend: Backend = "auto",
-        device: torch.device | None = None,
-    ) -> None:
-        super().__init__(background)
-        self.backend = choose(backend, "nerfacc", nerfacc_backend.problem, device or torch.device("cpu"))
-        self.samples = samples
-        self.occupancy_every = occupancy_every
-        self.occupancy = (
-            Occupancy(resolution=occupancy_resolution, threshold=occupancy_threshold) if occupancy_resolution else None
-        )
+    def __init__(self, config: RendererConfig, *, device: torch.device | None = None) -> None:
+        super().__init__(config.background)
+        self.config = config
+        self.backend = choose(config.backend, "nerfacc", nerfacc_backend.problem, device or torch.device("cpu"))
+        cells = config.occupancy_resolution
+        self.occupancy = Occupancy(resolution=cells, threshold=config.occupancy_threshold) if cells else None
 
     def update_occupancy(self, scene: RadianceField, step: int, generator: torch.Generator) -> None:
         """Called by the loop before each step; looks at the scene every `occupancy_every` steps."""
-        if self.occupancy is not None and step % self.occupancy_every == 0:
+        if self.occupancy is not None and step % self.config.occupancy_every == 0:
             self.occupancy.refresh(scene, generator)
 
     def forward(
@@ -85,7 +68,7 @@ class VolumeRenderer(Renderer[RadianceField]):
         noise = generator if training else None
         backend = nerfacc_backend if self.backend == "nerfacc" else compositing
         origins, directions = (rays.reshape(-1, 3) for rays in cameras.rays())
-        rays = Rays.through(origins, directions, scene.bound, self.samples, noise)
+        rays = Rays.through(origins, directions, scene.bound, self.config.samples, noise)
         # The only wait for the GPU: the number of samples kept decides the shapes of all that follows.
         index = backend.kept(rays, self.occupancy, scene.bound)
         if len(index) == 0:  # keeps the graph, and shapes that every scene accepts

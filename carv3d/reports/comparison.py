@@ -153,14 +153,14 @@ def _methods(page: Page, comparison: Comparison) -> None:
     for outcome in comparison.outcomes:
         method, guidance = outcome.method, outcome.method.config.guidance
         row = [method.name, str(guidance.renders), str(guidance.resamples), guidance.proposal, guidance.strata]
-        row += [guidance.noise, method.cameras]
+        row += [guidance.coupling, method.cameras]
         row += [_three(method.cost.seconds * 1000), f"{method.steps:,}"]
         row += [_three(method.seconds), f"{method.calls:,}"]
         rows.append([*row, _three(outcome.seconds)])
     section = page.section("The methods").table(
         Table(
             [
-                *("method", "R", "K", "proposal", "strata", "noise", "cameras"),
+                *("method", "R", "K", "proposal", "strata", "coupling", "cameras"),
                 *("ms/step", "steps", "time, s", "teacher calls", "measured, s"),
             ],
             rows,

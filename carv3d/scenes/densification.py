@@ -10,7 +10,6 @@ multiple of the mean of all Gaussians.
 from __future__ import annotations
 
 import logging
-from dataclasses import dataclass
 from typing import TYPE_CHECKING
 
 import torch
@@ -18,6 +17,7 @@ from torch import Tensor
 
 from carv3d.errors import UserError
 from carv3d.scenes.base import Footprints, Succession
+from carv3d.scenes.config import DensificationConfig
 
 if TYPE_CHECKING:
     from carv3d.scenes.gaussians import Gaussians
@@ -26,32 +26,6 @@ log = logging.getLogger(__name__)
 
 _SHRINK = 1.6  # of the halves of a split (Kerbl et al. 2023, section 5.2)
 _RESET = 2.0  # opacity after a reset, in units of the pruning threshold: what is not wanted falls below it
-
-
-@dataclass(frozen=True)
-class Densification:
-    """When Gaussians are added and removed, and which.
-
-    Attributes:
-        every: steps between two times; 0: never.
-        begin, end: the part of the run in which it happens, fractions.
-        gradient: a Gaussian is densified if its mean gradient on the image is this many times the mean of all.
-        split_scale: one whose largest standard deviation is above this is split, else cloned; share of the bound.
-        most: how many Gaussians there may be; the largest gradients go first.
-        prune_opacity: what is less opaque is removed.
-        prune_scale: what is larger is removed: largest standard deviation, share of the bound.
-        reset_every: steps between two resets of all opacities to nearly the pruning threshold; 0: never.
-    """
-
-    every: int = 50
-    begin: float = 0.1
-    end: float = 0.7
-    gradient: float = 2.0
-    split_scale: float = 0.05
-    most: int = 10000
-    prune_opacity: float = 0.02
-    prune_scale: float = 0.5
-    reset_every: int = 0
 
 
 def observe(scene: Gaussians, footprints: Footprints) -> None:
@@ -68,7 +42,7 @@ def observe(scene: Gaussians, footprints: Footprints) -> None:
 
 
 def change(
-    scene: Gaussians, rule: Densification, step: int, progress: float, generator: torch.Generator
+    scene: Gaussians, rule: DensificationConfig, step: int, progress: float, generator: torch.Generator
 ) -> Succession | None:
     """Densify, prune and reset if it is time to.
 
@@ -91,7 +65,7 @@ def change(
     return None if parents is None else Succession(parents, (scene.opacity_logits,) if renewed else ())
 
 
-def _densify(scene: Gaussians, rule: Densification, generator: torch.Generator) -> Tensor:
+def _densify(scene: Gaussians, rule: DensificationConfig, generator: torch.Generator) -> Tensor:
     """Clone and split; (N,) the rows that the new ones come from."""
     mean = scene.gradient_sum / scene.times_seen.clamp_min(1)
     reference = scene.gradient_sum.sum() / scene.times_seen.sum().clamp_min(1)
@@ -124,7 +98,7 @@ def _densify(scene: Gaussians, rule: Densification, generator: torch.Generator) 
     return parents
 
 
-def _prune(scene: Gaussians, rule: Densification, step: int) -> Tensor:
+def _prune(scene: Gaussians, rule: DensificationConfig, step: int) -> Tensor:
     """Remove what hardly shows, is too large or has left the cube; the rows kept.
 
     Raises:

@@ -10,10 +10,9 @@ import torch
 import torch.nn.functional as F
 from torch import Tensor
 
-from carv3d.config.ramp import Ramp, constant
 from carv3d.scenes import densification, point_cloud
 from carv3d.scenes.base import Footprints, Scene, Succession
-from carv3d.scenes.densification import Densification
+from carv3d.scenes.config import GaussiansConfig
 from carv3d.scenes.sampled import sample
 from carv3d.scenes.spherical_harmonics import C0, basis, functions
 
@@ -33,47 +32,26 @@ class Gaussians(Scene):
     `colours` (N, 3) coefficients of the constant harmonic; `harmonics` (N, K - 1, 3) the others, if there are any.
 
     Args:
-        bound: half the side of the cube, world units.
-        points: a .ply file to start from; "" for a ball.
-        count, radius: points of the ball and its radius, world units.
-        spread: initial standard deviation as a share of the distance to the nearest neighbours.
-        opacity: initial opacity, in (0, 1).
-        degree: of the spherical harmonics, 0 to 3.
-        lr_position, lr_scale, lr_rotation, lr_opacity, lr_colour: shares of the optimizer's learning rate; a
-            `Ramp` over the run, or one number.
-        densify: when and which Gaussians are added and removed.
-        generator: draws the ball, on whose device the scene is made.
+        config: the initial cloud, learning rates and densification.
+        generator: draws the ball; on the scene's device.
     """
 
     gradient_sum: Tensor
     times_seen: Tensor
 
-    def __init__(
-        self,
-        *,
-        bound: float = 1.0,
-        points: str = "",
-        count: int = 2000,
-        radius: float = 0.5,
-        spread: float = 1.0,
-        opacity: float = 0.1,
-        degree: int = 0,
-        lr_position: float | Ramp = 0.1,
-        lr_scale: float | Ramp = 0.15,
-        lr_rotation: float | Ramp = 0.15,
-        lr_opacity: float | Ramp = 1.0,
-        lr_colour: float | Ramp = 1.0,
-        densify: Densification | None = None,
-        generator: torch.Generator,
-    ) -> None:
+    def __init__(self, config: GaussiansConfig, generator: torch.Generator) -> None:
+        bound, opacity, degree = config.bound, config.opacity, config.degree
         super().__init__(bound=bound)
+        self.config = config
         device = generator.device
-        cloud = point_cloud.read(points, bound) if points else point_cloud.ball(count, radius, generator)
+        if config.points:
+            cloud = point_cloud.read(config.points, bound)
+        else:
+            cloud = point_cloud.ball(config.count, config.radius, generator)
         positions, rgb = cloud.positions.to(device), cloud.rgb.to(device)
         n = len(positions)
-        scales = spread * point_cloud.spacing(positions, _LEAST_SPACING * bound)
+        scales = config.spread * point_cloud.spacing(positions, _LEAST_SPACING * bound)
         self.degree = degree
-        self.densify = densify or Densification()
         self.positions = torch.nn.Parameter(positions)
         self.log_scales = torch.nn.Parameter(scales.log()[:, None].repeat(1, 3))
         self.rotations = torch.nn.Parameter(torch.eye(4, device=device)[:1].repeat(n, 1))
@@ -81,8 +59,6 @@ class Gaussians(Scene):
         self.colours = torch.nn.Parameter(((rgb - 0.5) / C0).clamp(-_COLOUR_MOST, _COLOUR_MOST))
         if degree:
             self.harmonics = torch.nn.Parameter(torch.zeros(n, functions(degree) - 1, 3, device=device))
-        shares = (lr_position, lr_scale, lr_rotation, lr_opacity, lr_colour)
-        self._shares = [share if isinstance(share, Ramp) else constant(share) for share in shares]
         # What the renders since the last densification said, see `after_step`.
         self.register_buffer("gradient_sum", torch.zeros(n, device=device))
         self.register_buffer("times_seen", torch.zeros(n, device=device))
@@ -124,7 +100,9 @@ class Gaussians(Scene):
         return colour.clamp(0, 1)
 
     def parameter_groups(self, lr: float, progress: float = 0.0) -> list[dict[str, Any]]:
-        shares = [share.at(progress) for share in self._shares]
+        own = self.config
+        schedules = (own.lr_position, own.lr_scale, own.lr_rotation, own.lr_opacity, own.lr_colour)
+        shares = [schedule.at(progress) for schedule in schedules]
         shares.append(_HARMONICS_SHARE * shares[-1])
         found = zip(self.parameters(), shares, strict=False)  # of harmonics there may be none
         return [{"params": [parameter], "lr": lr * share} for parameter, share in found]
@@ -149,7 +127,7 @@ class Gaussians(Scene):
         self.colours.clamp_(-_COLOUR_MOST, _COLOUR_MOST)
         if footprints is not None:
             densification.observe(self, footprints)
-        return densification.change(self, self.densify, step, progress, generator)
+        return densification.change(self, self.config.densify, step, progress, generator)
 
     def splats(self) -> bytes:
         """See `Scene`."""

@@ -12,6 +12,7 @@ from torch import Tensor
 
 from carv3d.scenes import fused_hash_grid
 from carv3d.scenes.base import Footprints, RadianceField, blob, inside
+from carv3d.scenes.config import HashGridConfig
 
 # Müller et al., "Instant neural graphics primitives with a multiresolution hash encoding", 2022, section 3.
 _PRIMES = (1, 2_654_435_761, 805_459_861)
@@ -51,13 +52,8 @@ class HashGrid(RadianceField):
     blob)`.
 
     Args:
-        bound: half the side of the cube, world units.
-        levels, features: number of grids, and features a grid holds at a point.
-        log2_table: log2 of the entries of a level's table.
-        base_resolution, finest_resolution: cells along a side of the first and of the last level.
-        hidden, layers: width and number of the MLP's hidden layers.
-        blob_density, blob_std: the initial ball; see `carv3d.scenes.base.blob`.
-        generator: draws the initial tables and weights.
+        config: bound, grids, MLP, and the initial blob, see `carv3d.scenes.base.blob`.
+        generator: draws the initial tables and weights; on the scene's device.
     """
 
     cells: Tensor
@@ -65,30 +61,16 @@ class HashGrid(RadianceField):
     corners: Tensor
     tv_start: Tensor
 
-    def __init__(
-        self,
-        *,
-        bound: float = 1.0,
-        levels: int = 16,
-        features: int = 2,
-        log2_table: int = 19,
-        base_resolution: int = 16,
-        finest_resolution: int = 2048,
-        hidden: int = 64,
-        layers: int = 1,
-        blob_density: float = 10.0,
-        blob_std: float = 0.5,
-        generator: torch.Generator,
-    ) -> None:
+    def __init__(self, config: HashGridConfig, generator: torch.Generator) -> None:
         # Gradients at the finest cells are noise; a hundredth of the cube's half side is what a 128^3 mesh
         # resolves.
-        super().__init__(bound=bound, normal_step=0.01 * bound)
-        self.blob_density = blob_density
-        self.blob_std = blob_std
+        super().__init__(bound=config.bound, normal_step=0.01 * config.bound)
+        self.config = config
+        levels, features = config.levels, config.features
         device = generator.device
-        growth = (finest_resolution / base_resolution) ** (1 / max(levels - 1, 1))
-        cells = [int(base_resolution * growth**level + 1e-6) for level in range(levels)]
-        entries = 1 << log2_table
+        growth = (config.finest_resolution / config.base_resolution) ** (1 / max(levels - 1, 1))
+        cells = [int(config.base_resolution * growth**level + 1e-6) for level in range(levels)]
+        entries = 1 << config.log2_table
         sizes = [min((n + 1) ** 3, entries) for n in cells]
         dense = sum((n + 1) ** 3 <= entries for n in cells)
         starts = [sum(sizes[:level]) for level in range(levels)]
@@ -102,7 +84,7 @@ class HashGrid(RadianceField):
 
         table = torch.empty(sum(sizes), features, device=device)
         self.table = torch.nn.Parameter(table.uniform_(-1e-4, 1e-4, generator=generator))
-        widths = [levels * features, *[hidden] * layers, 4]
+        widths = [levels * features, *[config.hidden] * config.layers, 4]
         self.weights = torch.nn.ParameterList()
         self.biases = torch.nn.ParameterList()
         for fan_in, fan_out in pairwise(widths):
@@ -150,7 +132,7 @@ class HashGrid(RadianceField):
 
     def query(self, points: Tensor) -> tuple[Tensor, Tensor]:
         logits = self._logits(points)
-        density = F.softplus(logits[:, 0] + blob(points, self.blob_density, self.blob_std))
+        density = F.softplus(logits[:, 0] + blob(points, self.config.blob_density, self.config.blob_std))
         return density * inside(points, self.bound), logits[:, 1:].sigmoid()
 
     def total_variation(self) -> Tensor:

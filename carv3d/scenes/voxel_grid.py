@@ -7,6 +7,7 @@ import torch.nn.functional as F
 from torch import Tensor
 
 from carv3d.scenes.base import RadianceField, blob, inside
+from carv3d.scenes.config import VoxelGridConfig
 
 
 class VoxelGrid(RadianceField):
@@ -16,30 +17,17 @@ class VoxelGrid(RadianceField):
     every query and is no parameter, so that total variation is smallest for the blob and not for fog.
 
     Args:
-        bound: half the side of the cube, world units.
-        resolution: grid points along a side.
-        density_scale: density per unit of softplus, per world unit.
-        blob_density, blob_std: the initial ball; see `carv3d.scenes.base.blob`. World units for the radius.
-        generator: draws the initial colours (grey, with a little noise).
+        config: bound, resolution and the initial blob, see `carv3d.scenes.base.blob`.
+        generator: draws the initial colours (grey, with a little noise); on the scene's device.
     """
 
-    def __init__(
-        self,
-        *,
-        bound: float = 1.0,
-        resolution: int = 48,
-        density_scale: float = 6.0,
-        blob_density: float = 5.0,
-        blob_std: float = 0.5,
-        generator: torch.Generator,
-    ) -> None:
+    def __init__(self, config: VoxelGridConfig, generator: torch.Generator) -> None:
+        bound, resolution = config.bound, config.resolution
         if resolution < 2:
             raise ValueError(f"resolution must be at least 2, got {resolution}")
         # Two cells: over one, the jumps of the trilinear gradient are rings on every curved surface.
         super().__init__(bound=bound, normal_step=2 * (2 * bound / (resolution - 1)))
-        self.density_scale = density_scale
-        self.blob_density = blob_density
-        self.blob_std = blob_std
+        self.config = config
         shape = (1, 3, resolution, resolution, resolution)
         rgb = 0.1 * torch.randn(shape, generator=generator, device=generator.device)
         self.grid = torch.nn.Parameter(torch.cat([torch.zeros_like(rgb[:, :1]), rgb], 1))  # (1, 4, x, y, z)
@@ -58,7 +46,9 @@ class VoxelGrid(RadianceField):
         return F.grid_sample(grid, where, align_corners=True, padding_mode="border").view(grid.shape[1], -1)
 
     def _activate(self, logit: Tensor, points: Tensor) -> Tensor:
-        density = self.density_scale * F.softplus(logit + blob(points, self.blob_density, self.blob_std))
+        density = self.config.density_scale * F.softplus(
+            logit + blob(points, self.config.blob_density, self.config.blob_std)
+        )
         return density * inside(points, self.bound)
 
     def total_variation(self) -> Tensor:

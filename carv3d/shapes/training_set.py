@@ -7,6 +7,7 @@ from collections.abc import Iterator
 import torch
 
 from carv3d.cameras import Cameras, CameraSampler
+from carv3d.cameras.config import CameraConfig
 from carv3d.shapes.catalogue import SHAPES
 
 VIEWS_A_SHAPE = 400
@@ -24,4 +25,4 @@ def training_views(views: int = VIEWS_A_SHAPE) -> Iterator[tuple[str, Cameras]]:
     generator = torch.Generator().manual_seed(0)
     for shape in SHAPES:
         for _ in range(views // VIEWS_A_BATCH):
-            yield shape, CameraSampler().sample(VIEWS_A_BATCH, generator)
+            yield shape, CameraSampler(CameraConfig()).sample(VIEWS_A_BATCH, generator)

@@ -7,6 +7,7 @@ import sys
 import tempfile
 from dataclasses import dataclass
 from pathlib import Path
+from typing import Any
 
 import psutil
 import torch
@@ -14,10 +15,10 @@ import torch
 from carv3d import build
 from carv3d.config import Config
 from carv3d.errors import UserError
-from carv3d.generation.generation import cores
 from carv3d.kernels.trials import examine as examine_backends
 from carv3d.runs.environment import cpu_name
 from carv3d.system.arithmetic import is_fast
+from carv3d.system.threads import cores
 from carv3d.teachers import DiffusersTeacher as Teacher
 from carv3d.teachers.weights import Remote, SingleFile, configs_of, licence_of, look
 
@@ -64,7 +65,7 @@ def _needs(config: Config) -> list[Finding]:
         found = [Finding("device", True, str(device))]
     except UserError as error:
         device, found = torch.device("cpu"), [Finding("device", False, str(error))]
-    section = config.teacher
+    section: Any = config.teacher
     if not getattr(section, "loads_pipeline", False):
         return found
     try:

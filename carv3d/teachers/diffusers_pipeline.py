@@ -5,7 +5,6 @@ from __future__ import annotations
 import logging
 from collections.abc import Iterator, Sequence
 from contextlib import contextmanager
-from pathlib import Path
 from typing import Any, Literal
 
 import torch
@@ -14,10 +13,12 @@ from torch import Tensor
 from carv3d.cameras import Cameras
 from carv3d.errors import UserError
 from carv3d.guidance import Branch
+from carv3d.prompts.config import ViewsConfig
 from carv3d.prompts.views import ViewPrompts, with_views
 from carv3d.shapes import parse
 from carv3d.system.cache import cache_folder
 from carv3d.teachers.camera_conditioning import camera_vector
+from carv3d.teachers.config import DiffusersTeacherConfig
 from carv3d.teachers.denoiser import Denoiser
 from carv3d.teachers.embeddings import Embeddings
 from carv3d.teachers.families import Family, Loader, Words, family_of, family_of_pipeline, release, resize
@@ -45,70 +46,59 @@ class DiffusersTeacher:
 
     def __init__(
         self,
-        path: str | Path = "builtin",
+        config: DiffusersTeacherConfig | None = None,
         *,
-        revision: str = "",
-        mirrors: Sequence[str] = (),
-        allow_pickle: bool = False,
-        dtype: torch.dtype = torch.float32,
-        posterior: Literal["mode", "sample"] = "mode",
-        camera: Literal["auto", "vector", "none"] = "auto",
-        view_words: bool = True,
-        views: ViewPrompts | None = None,
-        image_size: int = 0,
-        cache_text: bool = True,
-        channels_last: bool = False,
-        compile: bool = False,
-        lean: bool = False,
+        views: ViewsConfig | None = None,
         force: bool = False,
         device: torch.device | str = "cpu",
     ):
         """Find the weights and load them.
 
         Args:
-            path, revision, mirrors, allow_pickle: see `carv3d.teachers.weights.find`.
-            dtype: of the networks; latents and residuals are float32 all the same.
-            posterior: which latent of the encoder's posterior `encode` returns.
-            camera: "vector" tells the U-Net `camera_vector`s, "auto" does so if it takes them.
-            view_words: append view words to the prompt.
+            config: which pipeline, and how it is used; by default the built-in one. Latents and residuals are float32
+                whatever the number format of the networks.
             views: which angles get which view words, and whether by Perp-Neg.
-            image_size: pixels that pictures are resized to; 0 for the size the model was trained at.
-            cache_text: keep what texts are encoded to in the cache folder.
-            channels_last: lay out convolutions so; may be quicker on a GPU in half precision.
-            compile: the denoiser by torch.compile.
-            lean: attention and pictures in slices: slower, in less memory.
-            force: let the built-in teacher work on prompts with words it never saw.
+            force: let the built-in teacher work on prompts with words that it does not know.
+            device: of the networks.
 
         Raises:
             UserError: missing, partial or corrupt weights; a pipeline, prediction or schedule that is not known.
         """
-        if not isinstance(path, (str, Path)):
+        config = DiffusersTeacherConfig() if config is None else config
+        if not isinstance(config, DiffusersTeacherConfig):
             raise TypeError(
-                f"path must be a folder, a file or a hub id, not a {type(path).__name__}: "
-                "wrap a pipeline that is in memory with carv3d.from_pipeline(pipe)"
+                f"a teacher's config is a DiffusersTeacherConfig, not a {type(config).__name__}: wrap a pipeline "
+                "that is in memory with carv3d.from_pipeline(pipe)"
             )
-        self.builtin, self.force = str(path) == "builtin", force
-        half, device = dtype != torch.float32, torch.device(device)
-        weights = find(str(path), revision=revision, mirrors=mirrors, half=half, pickle=allow_pickle)
-        loader = Loader(weights.folder, dtype, device, allow_pickle, lean)
-        family = _load(weights, loader, camera, posterior)
-        if channels_last:
+        device = torch.device(device)
+        dtype: torch.dtype = getattr(torch, config.dtype)
+        self.builtin, self.force = config.builtin_world, force
+        weights = find(
+            config.path,
+            revision=config.revision,
+            mirrors=config.mirrors,
+            half=dtype != torch.float32,
+            pickle=config.allow_pickle,
+        )
+        loader = Loader(weights.folder, dtype, device, config.allow_pickle, config.lean)
+        family = _load(weights, loader, config.camera, config.posterior)
+        if config.channels_last:
             family.network.to(memory_format=torch.channels_last)  # type: ignore[call-overload]
-        if compile:
+        if config.compile:
             family.network.compile()
-        cached = cache_text and not self.builtin
-        self._adopt(family, weights, image_size, views, view_words, cached)
+        cached = config.cache_text and not self.builtin
+        self._adopt(family, weights, config.image_size, views, config.view_words, cached)
 
     @classmethod
     def from_pipeline(
         cls,
         pipe: Any,
         *,
-        posterior: Literal["mode", "sample"] = "mode",
-        camera: Literal["auto", "vector", "none"] = "auto",
-        view_words: bool = True,
-        views: ViewPrompts | None = None,
-        image_size: int = 0,
+        posterior: Literal["mode", "sample"] = DiffusersTeacherConfig.posterior,
+        camera: Literal["auto", "vector", "none"] = DiffusersTeacherConfig.camera,
+        view_words: bool = DiffusersTeacherConfig.view_words,
+        views: ViewsConfig | None = None,
+        image_size: int = DiffusersTeacherConfig.image_size,
     ) -> DiffusersTeacher:
         """A teacher of a diffusers pipeline that is in memory: its networks are shared, with all that was done to them.
 
@@ -118,7 +108,8 @@ class DiffusersTeacher:
 
         Args:
             pipe: a StableDiffusionPipeline, StableDiffusionXLPipeline, StableDiffusion3Pipeline or IFPipeline.
-            posterior, camera, view_words, views, image_size: see the constructor.
+            posterior, camera, view_words, image_size: see `DiffusersTeacherConfig`.
+            views: see the constructor.
 
         Raises:
             UserError: another pipeline, parts that are missing or on different devices, or see the constructor.
@@ -135,13 +126,13 @@ class DiffusersTeacher:
         family: Family,
         weights: Weights | None,
         image_size: int,
-        views: ViewPrompts | None,
+        views: ViewsConfig | None,
         view_words: bool,
         cached: bool,
     ) -> None:
         self.family, self.weights = family, weights
         self.device, self.dtype = family.loader.device, family.loader.dtype
-        self.views, self.view_words = views or ViewPrompts(), view_words
+        self.views, self.view_words = ViewPrompts(**vars(views or ViewsConfig())), view_words
         self.schedule, self.takes_camera = family.schedule, family.takes_camera
         self.image_size = image_size or family.image_size
         if self.image_size % family.multiple:

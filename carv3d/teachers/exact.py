@@ -15,8 +15,10 @@ import torch.nn.functional as F
 from torch import Tensor
 
 from carv3d.cameras import Cameras, CameraSampler
+from carv3d.cameras.config import CameraConfig
 from carv3d.guidance import Branch
 from carv3d.shapes import Thing, parse, reference
+from carv3d.teachers.config import ExactTeacherConfig
 from carv3d.teachers.schedule import NoiseSchedule
 
 
@@ -59,17 +61,15 @@ class ExactTeacher:
 
     def __init__(
         self,
+        config: ExactTeacherConfig | None = None,
         *,
-        views: int = 400,
-        neighbours: int = 24,
-        concentration: float = 60.0,
         image_size: int = 32,
         device: torch.device | str = "cpu",
     ):
-        """See `carv3d.config.teachers.ExactTeacher`; pictures are `image_size` pixels square."""
+        """Pictures are `image_size` pixels square; no config is the default config."""
         self.schedule = NoiseSchedule.of_betas("scaled_linear", 0.00085, 0.012, 1000).to(device)
         self.image_size = image_size
-        self.views, self.neighbours, self.concentration = views, neighbours, concentration
+        self.config = config or ExactTeacherConfig()
         self._pictures: dict[Thing, tuple[Tensor, Tensor]] = {}
 
     def encode(self, rgb: Tensor, rng: torch.Generator | None = None) -> Tensor:
@@ -84,8 +84,8 @@ class ExactTeacher:
         """The nearest reference pictures of each camera; the negative prompt means nothing here."""
         points, directions = self._references(parse(prompt))
         own = F.normalize(cameras.c2w[:, :3, 3], dim=-1).to(points.device)
-        cosine, nearest = (own @ directions.T).topk(min(self.neighbours, len(points)), dim=1)
-        return ExactCondition(points[nearest], self.concentration * (cosine - 1))
+        cosine, nearest = (own @ directions.T).topk(min(self.config.neighbours, len(points)), dim=1)
+        return ExactCondition(points[nearest], self.config.concentration * (cosine - 1))
 
     def predict(
         self, z_t: Tensor, t: Tensor, condition: ExactCondition, branches: Sequence[Branch]
@@ -96,8 +96,8 @@ class ExactTeacher:
 
     def _references(self, thing: Thing) -> tuple[Tensor, Tensor]:
         if thing not in self._pictures:
-            cameras = CameraSampler(height=64, width=64).sample(self.views, torch.Generator().manual_seed(0))
-            parts = [reference(thing, cameras[i : i + 20])[0] for i in range(0, self.views, 20)]
+            cameras = CameraSampler(CameraConfig()).sample(self.config.views, torch.Generator().manual_seed(0))
+            parts = [reference(thing, cameras[i : i + 20])[0] for i in range(0, self.config.views, 20)]
             device = self.schedule.device
             directions = F.normalize(cameras.c2w[:, :3, 3], dim=-1)
             self._pictures[thing] = self.encode(torch.cat(parts)).to(device), directions.to(device)

@@ -7,7 +7,7 @@ from typing import Any
 
 import torch
 
-from carv3d.config.schema import Config
+from carv3d.generation.config import Config
 from carv3d.system.arithmetic import network_dtype
 from carv3d.teachers.families import Loader, family_of
 from carv3d.teachers.memory import TeacherMemory, bytes_of, peak_of
@@ -25,7 +25,8 @@ def memory_of(folder: Path, config: Config, device: torch.device) -> TeacherMemo
         UserError: a pipeline that is not known.
         ValueError, OSError: configs that cannot be read.
     """
-    guidance, section = config.guidance, config.teacher
+    guidance = config.guidance
+    section: Any = config.teacher
     dtype = network_dtype(getattr(torch, section.dtype), device)
     loader = _Hollow(folder, dtype, torch.device("meta"))
     family = family_of(folder)(loader, camera="none", posterior="mode")

@@ -14,8 +14,8 @@ from torch import Tensor
 from carv3d import build
 from carv3d.accounting import CostMeter, Gradient
 from carv3d.cameras import Cameras
-from carv3d.config.schema import Config
 from carv3d.estimator import Estimate
+from carv3d.generation.config import Config
 from carv3d.loss import Carv, check_finite, surrogate
 from carv3d.renderers import Render
 from carv3d.runs import generator_tensors, optimizer_state, optimizer_tensors, restore_generators
@@ -122,12 +122,12 @@ class Trainer:
     def _cost_ratio(self) -> float:
         """c_up / c_denoise of this machine and config. Draws of its own: the run's go on as if it had not been."""
         rng, renders = torch.Generator(self.device).manual_seed(0), self.config.guidance.renders
-        proposal, strata, noise = self.config.guidance.proposal, self.carv.strata, self.carv.noise
+        proposal, strata, coupling = self.config.guidance.proposal, self.carv.strata, self.carv.coupling
         steps = {
             (renders, K): partial(
                 self.trial,
                 renders,
-                self.carv.replace(resamples=K, proposal=proposal, strata=strata, noise=noise),
+                self.carv.replace(resamples=K, proposal=proposal, strata=strata, coupling=coupling),
                 rng,
             )
             for K in (1, 8)

@@ -10,7 +10,7 @@ from dataclasses import dataclass
 import torch
 
 from carv3d.cameras import Cameras, Sampler
-from carv3d.config.section import Context
+from carv3d.config import Context
 
 
 @dataclass

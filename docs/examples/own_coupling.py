@@ -1,6 +1,6 @@
 r"""A coupling of the K noises and a proposal of the timesteps of your own, in one file.
 
-    PYTHONPATH=docs/examples carv3d generate "a red chair" guidance.noise=own_coupling.orthogonal \
+    PYTHONPATH=docs/examples carv3d generate "a red chair" guidance.coupling=own_coupling.orthogonal \
         guidance.proposal=own_coupling.flat_and_weighted guidance.resamples=4
 """
 

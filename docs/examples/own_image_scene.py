@@ -16,7 +16,7 @@ import torch.nn.functional as F
 from torch import Tensor
 
 from carv3d.cameras import Cameras
-from carv3d.config.section import Context
+from carv3d.config import Context
 from carv3d.errors import UserError
 from carv3d.renderers import Render, Renderer
 from carv3d.scenes import Scene

@@ -13,7 +13,7 @@ from dataclasses import dataclass
 import torch
 from torch import Tensor
 
-from carv3d.config.section import Context
+from carv3d.config import Context
 from carv3d.scenes import RadianceField
 from carv3d.scenes.base import inside
 

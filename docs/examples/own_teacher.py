@@ -15,7 +15,7 @@ import torch.nn.functional as F
 from torch import Tensor
 
 from carv3d.cameras import Cameras
-from carv3d.config.section import Context
+from carv3d.config import Context
 from carv3d.guidance import Branch
 from carv3d.teachers import NoiseSchedule
 

@@ -52,7 +52,7 @@ class Distiller:
                 resamples=options.resamples,
                 proposal=options.proposal,
                 strata=options.strata,  # type: ignore[arg-type]
-                noise=options.noise,
+                coupling=options.coupling,
                 weighting=weighting,  # type: ignore[arg-type]
                 chunk=options.chunk,
                 seed=self.seed % 2**63,

@@ -7,8 +7,8 @@ from collections.abc import Mapping
 from dataclasses import dataclass, fields
 from typing import Any
 
-from carv3d.config.kinds import section
-from carv3d.config.rules import check
+from carv3d.config.components import config_of
+from carv3d.config.values import validate
 from carv3d.errors import UserError
 from carv3d.objectives import Objective
 
@@ -20,7 +20,7 @@ class CarvOptions:
     resamples: int = 8  # K, (t, eps) draws a render; 1 with proposal=uniform, strata=none is threestudio's own
     proposal: str = "importance"  # or uniform
     strata: str = "render"  # or none, global
-    noise: str = "antithetic"  # or independent, zero_sum
+    coupling: str = "antithetic"  # or independent, zero_sum
     chunk: int = 0  # most draws in one call of the network; 0 for all
     objective: Any = "sds"  # or csd, package.Name; or a mapping of type and the objective's own keys
 
@@ -68,7 +68,7 @@ def objective_of(given: Any) -> Objective:
     """
     keys = dict(given) if isinstance(given, Mapping) or hasattr(given, "keys") else {"type": given}
     try:
-        kind = section("objective", str(keys.pop("type", "sds")))
+        kind = config_of("objective", str(keys.pop("type", "sds")))
         known = [f.name for f in fields(kind) if f.name != "type"]
         if wrong := [key for key in keys if key not in known]:
             raise ValueError(
@@ -76,7 +76,7 @@ def objective_of(given: Any) -> Objective:
                 f"{', '.join(known) or 'none'}"
             )
         made: Objective = kind(**keys)
-        check(made.rules("system.guidance.objective"))
+        validate(made)
     except UserError as error:
         raise ValueError(f"system.guidance.objective: {error}") from None
     return made

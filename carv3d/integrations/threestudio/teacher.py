@@ -26,6 +26,7 @@ from carv3d.integrations.threestudio.distiller import Distiller
 from carv3d.integrations.threestudio.options import CarvOptions, check_keys, objective_of, refuse_state
 from carv3d.prompts.views import ViewPrompts
 from carv3d.teachers import DiffusersTeacher
+from carv3d.teachers.config import DiffusersTeacherConfig
 
 # Keys of threestudio's prompt processors whose texts carv3d makes in its own way, and the values that change nothing.
 _FIXED = {
@@ -127,10 +128,12 @@ class CarvTeacherGuidance(BaseObject):
         half = cfg.half_precision_weights and self.device.type != "cpu"
         try:
             self.teacher = DiffusersTeacher(
-                cfg.pretrained_model_name_or_path,
-                dtype=torch.float16 if half else torch.float32,
-                posterior=cfg.posterior,  # type: ignore[arg-type]
-                view_words=cfg.view_dependent_prompting,
+                DiffusersTeacherConfig(
+                    path=str(cfg.pretrained_model_name_or_path),
+                    dtype="float16" if half else "float32",
+                    posterior=cfg.posterior,  # type: ignore[arg-type]
+                    view_words=cfg.view_dependent_prompting,
+                ),
                 force=cfg.force,
                 device=self.device,
             )

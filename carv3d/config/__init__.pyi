@@ -1,0 +1,15 @@
+from .components import ComponentConfig as ComponentConfig
+from .components import Context as Context
+from .files import find_config as find_config
+from .keys import Key as Key
+from .linear_schedule import LinearSchedule as LinearSchedule
+from .linear_schedule import constant as constant
+from .loading import load as load
+from .schemas import PIPELINES as PIPELINES
+from .schemas import AttributeConfig as AttributeConfig
+from .schemas import Config as Config
+from .schemas import DistillConfig as DistillConfig
+from .values import Rule as Rule
+from .values import validate as validate
+from .writing import describe as describe
+from .writing import to_yaml as to_yaml
