@@ -12,13 +12,12 @@ from carv3d.config.common import CommonConfig
 from carv3d.config.components import Context
 from carv3d.distillation.config import DistillConfig
 from carv3d.errors import UserError
-from carv3d.generation.config import Config
+from carv3d.generation.config import Config, GuidanceConfig
 from carv3d.guidance import Unguided, guidance_of
 from carv3d.loss import Carv
 from carv3d.renderers import Renderer
 from carv3d.scenes import Scene
 from carv3d.teachers import Teacher
-from carv3d.training.allocation import START
 
 
 def device(config: CommonConfig) -> torch.device:
@@ -94,7 +93,7 @@ def carv(config: Config, teacher: Teacher) -> Carv:
         teacher,
         objective=replace(objective),  # the config's own stays without networks
         guidance=guidance if "uncond" in teacher.branches else Unguided(),
-        resamples=START if section.resamples == "auto" else section.resamples,
+        resamples=GuidanceConfig.resamples if section.resamples == "auto" else section.resamples,  # type: ignore[arg-type]
         proposal=section.proposal,
         strata=section.strata,
         coupling=section.coupling,

@@ -38,7 +38,7 @@ def save(checkpoints: Checkpoints, step: int, keep: int = 2, **info: Any) -> Pat
 def assert_whole(checkpoints: Checkpoints, step: int) -> None:
     got = checkpoints.load(step)
     assert got.step == step
-    assert torch.equal(got.scene["part"], tensors(step)["part"])
+    assert torch.equal(got.trained["part"], tensors(step)["part"])
     assert torch.equal(got.state["moment"], torch.full((2,), step))
 
 

@@ -9,8 +9,10 @@ import torch
 
 from carv3d.cameras import Cameras
 from carv3d.config import find_config, load
-from carv3d.training.allocation import FEWEST, LEVELS, MOST, NEEDED, START, Allocation
-from carv3d.training.trainer import Trainer, check_logs
+from carv3d.training import automatic_resamples
+from carv3d.training.automatic_resamples import FEWEST, LEVELS, MOST, NEEDED, START, Allocation
+from carv3d.training.engine import fetch
+from carv3d.training.trainer import Trainer
 from tests.test_cli import QUICK
 
 SIZE = 400  # parameters
@@ -118,7 +120,7 @@ def test_looks_at_other_views_of_the_same_scene(monkeypatch: pytest.MonkeyPatch)
         return real(self, cameras, rng)
 
     monkeypatch.setattr(Trainer, "look", look)
-    monkeypatch.setattr(Trainer, "_cost_ratio", lambda self: 6.0)
+    monkeypatch.setattr(automatic_resamples, "cost_ratio", lambda trainer: 6.0)
     monkeypatch.setattr(Allocation, "probe", lambda self, step, pair, other: seen.append((pair, other)))
     probed, plain = trainer(), trainer(**{"guidance.resamples": 4})
     probed.step()
@@ -141,15 +143,15 @@ def trainer(**more: Any) -> Trainer:
 
 def test_a_run_with_it_goes_on_with_the_same_numbers(monkeypatch: pytest.MonkeyPatch) -> None:
     """K, cost ratio and means are in the state; K is in the figures."""
-    monkeypatch.setattr(Trainer, "_cost_ratio", lambda self: 6.0)
+    monkeypatch.setattr(automatic_resamples, "cost_ratio", lambda trainer: 6.0)
     whole, first = trainer(), trainer()
     steps = 46
-    figures = check_logs([whole.step() for _ in range(steps)])
+    figures = fetch([whole.step() for _ in range(steps)])
     assert {row["resamples"] for row in figures} != {START}  # it has moved
     for _ in range(steps // 2):
         first.step()
     scene, state = first.state()
-    monkeypatch.setattr(Trainer, "_cost_ratio", lambda self: pytest.fail("measured twice"))
+    monkeypatch.setattr(automatic_resamples, "cost_ratio", lambda trainer: pytest.fail("measured twice"))
     second = trainer()
     second.load_state(first.step_count, scene, {key: value.clone() for key, value in state.items()})
     for _ in range(steps - steps // 2):
@@ -172,7 +174,7 @@ def test_cost_ratio_is_measured_without_touching_the_run() -> None:
     """Draws and gradients of the run are as if it had not been."""
     one = trainer()
     before = one.rng.get_state()
-    ratio = one._cost_ratio()
+    ratio = automatic_resamples.cost_ratio(one)
     assert 0 < ratio <= 1001
     assert torch.equal(one.rng.get_state(), before)
     assert all(p.grad is None for p in one.parameters())

@@ -19,11 +19,8 @@ from carv3d.errors import UserError
 from carv3d.runs import (
     Checkpoints,
     Run,
-    generator_tensors,
-    optimizer_state,
-    optimizer_tensors,
-    restore_generators,
 )
+from carv3d.runs.state import GeneratorState, OptimizerState, pack, unpack
 from tests.run_folders import assert_whole, full_disk, python, save, small_config
 
 config = pytest.fixture(small_config)
@@ -41,9 +38,9 @@ def test_checkpoint_comes_back_as_it_was(config: Config) -> None:
         ]
         got = made.load_checkpoint()
     assert got.info == {"seconds": 1.5, "groups": [{"lr": 0.1}]}
-    assert got.scene.keys() == half.keys()
+    assert got.trained.keys() == half.keys()
     for name, tensor in half.items():
-        assert torch.equal(got.scene[name], tensor) and got.scene[name].dtype == tensor.dtype
+        assert torch.equal(got.trained[name], tensor) and got.trained[name].dtype == tensor.dtype
 
 
 def test_newest_ones_are_kept(tmp_path: Path) -> None:
@@ -156,7 +153,7 @@ for step in range(1, 10**6):
         process.wait()
         with Run.open(made.path, write=True) as again:
             got = again.load_checkpoint()
-            assert got.scene["a"].unique().tolist() == [got.step] == got.state["b"].unique().tolist()
+            assert got.trained["a"].unique().tolist() == [got.step] == got.state["b"].unique().tolist()
             assert all(path.name.startswith("step_") for path in again.checkpoints.folder.iterdir())
 
 
@@ -277,16 +274,14 @@ def test_training_goes_on_bit_for_bit(tmp_path: Path, steps_before: int) -> None
 
     model, optimizer, generator = build()
     advance(model, optimizer, generator, steps_before)
-    moments, groups = optimizer_tensors(optimizer.state_dict())
-    state = moments | generator_tensors({"cameras": generator})
-    Checkpoints(tmp_path).save(1, model.state_dict(), state, {"groups": groups}, keep=1)
+    state = pack({"optimizer": OptimizerState(optimizer), "cameras": GeneratorState(generator)})
+    Checkpoints(tmp_path).save(1, model.state_dict(), state, {}, keep=1)
     advance(model, optimizer, generator, 3)
 
     other, other_optimizer, other_generator = build()
     saved = Checkpoints(tmp_path).load()
-    other.load_state_dict(saved.scene)
-    other_optimizer.load_state_dict(optimizer_state(saved.state, saved.info["groups"]))
-    restore_generators(saved.state, {"cameras": other_generator})
+    other.load_state_dict(saved.trained)
+    unpack({"optimizer": OptimizerState(other_optimizer), "cameras": GeneratorState(other_generator)}, saved.state)
     assert other_optimizer.param_groups[0]["betas"] == (0.8, 0.95)
     advance(other, other_optimizer, other_generator, 3)
     for ours, theirs in zip(model.parameters(), other.parameters(), strict=True):
@@ -296,7 +291,7 @@ def test_training_goes_on_bit_for_bit(tmp_path: Path, steps_before: int) -> None
 def test_generator_of_another_device_is_explained() -> None:
     """A CUDA generator's state is shorter than a CPU one's."""
     with pytest.raises(UserError, match="cannot be continued on cpu"):
-        restore_generators({"generator.x": torch.zeros(16, dtype=torch.uint8)}, {"x": torch.Generator()})
+        GeneratorState(torch.Generator()).load_state_dict({"train": torch.zeros(16, dtype=torch.uint8)})
 
 
 def test_optimizer_whose_state_is_no_tensors_is_refused() -> None:
@@ -306,4 +301,4 @@ def test_optimizer_whose_state_is_no_tensors_is_refused() -> None:
     parameter.grad = torch.ones(2)
     optimizer.step(lambda: torch.tensor(1.0))  # type: ignore[arg-type]
     with pytest.raises(TypeError, match="tensors"):
-        optimizer_tensors(optimizer.state_dict())
+        OptimizerState(optimizer).state_dict()

@@ -51,7 +51,7 @@ def in_process(_: _Children, command: list[str]) -> tuple[int, str]:
     assert (verb, option) == ("generate", "--output")
     config = load(config_file, [prompt, seed])
     with Run.create(config, "test", "test", folder=path, device=torch.device("cpu")) as run:
-        generate(run, resume=False, console=QUIET)
+        generate(run, resumed=False, console=QUIET)
     return 0, ""
 
 

@@ -21,6 +21,7 @@ from carv3d.cameras import Cameras
 from carv3d.config import DistillConfig, load
 from carv3d.distillation import DistillationRun, Distiller, DivergenceError, OneStep, load_distiller
 from carv3d.distillation.conditions import Conditions, prompts_of
+from carv3d.distillation.trainer import DivergenceWatch
 from carv3d.errors import UserError
 from carv3d.estimator import Residual
 from carv3d.guidance import guidance_of
@@ -245,7 +246,7 @@ def test_killed_and_resumed_it_comes_out_the_same(run: Path, folder: Path, tmp_p
     with DistillationRun.open(run) as one, DistillationRun.open(half) as two:
         a, b = one.load_checkpoint(), two.load_checkpoint()
     assert a.step == b.step == 4
-    for first, second in ((a.scene, b.scene), (a.state, b.state)):
+    for first, second in ((a.trained, b.trained), (a.state, b.state)):
         assert first.keys() == second.keys()
         assert all(torch.equal(first[name], second[name]) for name in first)
     losses = [[row["fake_loss"] for row in read_metrics(path / "metrics.jsonl")] for path in (run, half)]
@@ -304,23 +305,20 @@ def test_divergence_stops_the_run_and_keeps_the_checkpoint(
     assert re.search(r"error: step \d+: .*the checkpoint of step \d+ is kept.*--resume", err), err
     assert not (path / "pipeline").exists()
     with DistillationRun.open(path) as run:
-        assert all(torch.isfinite(tensor).all() for tensor in run.load_checkpoint().scene.values())
+        assert all(torch.isfinite(tensor).all() for tensor in run.load_checkpoint().trained.values())
 
 
 @given(st.floats(1.01, 100), st.floats(0.01, 10), st.integers(20, 60))
 def test_a_loss_above_the_running_level_is_divergence(factor: float, level: float, count: int) -> None:
     """Exactly above `fake.divergence` times the level, and not before twenty updates have made one."""
-    watched = Distiller.__new__(Distiller)
-    watched.config = DistillConfig()
-    watched.config.fake.divergence = factor
-    watched.step_count, watched._level = 4, torch.zeros(2, dtype=torch.float64)
-    watched._watch(1000 * factor * level)  # the first say nothing
-    watched._level = torch.tensor([count, level], dtype=torch.float64)
-    with pytest.raises(DivergenceError, match="step 5"):
-        watched._watch(level * factor * 1.001)
-    watched._watch(level * factor * 0.999)
+    watch = DivergenceWatch(factor)
+    watch.compare(1000 * factor * level)  # the first losses are compared with nothing
+    watch.load_state_dict({"level": torch.tensor([count, level], dtype=torch.float64)})
+    with pytest.raises(DivergenceError, match="times its running level"):
+        watch.compare(level * factor * 1.001)
+    watch.compare(level * factor * 0.999)
     with pytest.raises(DivergenceError, match="not finite"):
-        watched._watch(math.nan)
+        watch.compare(math.nan)
 
 
 MISTAKES = [

@@ -298,7 +298,7 @@ def test_from_config_to_mesh_and_on(
     assert code == 0, err
     run = next((tmp_path / CONFIGS[name]).iterdir())
     assert (run / "mesh" / "mesh.glb").exists() and (run / "contact_sheet.png").exists()
-    assert (run / "previews" / "teacher_000004.png").exists()
+    assert (run / "previews" / "denoised_000004.png").exists()
     rows = [json.loads(line) for line in (run / "metrics.jsonl").read_text().splitlines()]
     assert [row["step"] for row in rows] == [1, 2, 3, 4] and all(row["gradient_norm"] > 0 for row in rows)
     code, _, err = carv3d("generate", "--resume", str(run), "training.steps=6", capsys=capsys)

@@ -90,7 +90,7 @@ def test_a_run_leaves_pictures_a_mesh_and_splats(tmp_path: Path, teacher: ExactT
     config.mesh = MeshConfig(formats=["glb", "splat"], resolution=32, faces=300, texture="vertex")
     validate(config)
     with Run.create(config, "gaussians", "test", folder=tmp_path / "run") as run:
-        generate(run, resume=False, console=Console(quiet=True), teacher=teacher)
+        generate(run, resumed=False, console=Console(quiet=True), teacher=teacher)
         source.unlink()
         trained = load_trained(run)
         assert (run.path / "contact_sheet.png").is_file() and run.turntable.is_file()

@@ -27,6 +27,7 @@ from carv3d.objectives.vsd import Vsd
 from carv3d.sampling import sds_weight, uniform_pmf
 from carv3d.teachers import DiffusersTeacher, ExactTeacher
 from carv3d.teachers.config import DiffusersTeacherConfig, ExactTeacherConfig
+from carv3d.training.automatic_resamples import AutomaticResamples
 from carv3d.training.trainer import Trainer
 from tests.pipelines import make_deepfloyd, make_pipeline, make_sd3, make_sdxl
 from tests.test_cli import carv3d
@@ -340,10 +341,11 @@ def test_an_added_objective_is_seen_by_auto_and_compare(thrice: None) -> None:
         base = small(resamples="auto")
         base.guidance.objective = config.guidance.objective
         trainer = Trainer(base, ExactTeacher(ExactTeacherConfig(views=40, neighbours=8)))
-        assert trainer._allocation is not None
-        trainer._allocation.cost_ratio = 4.0  # measured by time otherwise
+        (hook,) = trainer.hooks
+        assert isinstance(hook, AutomaticResamples)
+        hook.allocation.cost_ratio = 4.0  # measured by time otherwise
         trainer.step()
-        parts.append(trainer._allocation.size)
+        parts.append(hook.allocation.size)
     assert parts[1] == pytest.approx(9 * parts[0], rel=1e-3)
     Thrice.calls = 0
     config = small(steps=6)

@@ -29,7 +29,8 @@ from carv3d.shapes import parse
 from carv3d.teachers import ExactTeacher
 from carv3d.teachers.config import ExactTeacherConfig
 from carv3d.teachers.exact import ExactCondition
-from carv3d.training.trainer import Trainer, check_logs
+from carv3d.training.engine import fetch
+from carv3d.training.trainer import Trainer
 
 
 def small(steps: int = 12, **guidance: object) -> Config:
@@ -181,7 +182,7 @@ def test_killed_run_resumes_with_the_same_parameters(tmp_path: Path) -> None:
     with Run.open(tmp_path / "whole") as one, Run.open(killed) as two:
         first, second = one.load_checkpoint(), two.load_checkpoint()
         assert first.step == second.step == 24
-        for part in ("scene", "state"):
+        for part in ("trained", "state"):
             a, b = getattr(first, part), getattr(second, part)
             assert a.keys() == b.keys() and all(torch.equal(a[k], b[k]) for k in a)
         logs = [
@@ -209,7 +210,7 @@ def test_interrupt_finishes_the_step_and_saves_it(tmp_path: Path, teacher: Exact
         teacher.predict = interrupt  # type: ignore[method-assign, assignment]
         try:
             with pytest.raises(KeyboardInterrupt):
-                generate(run, resume=False, console=Console(quiet=True), teacher=teacher)
+                generate(run, resumed=False, console=Console(quiet=True), teacher=teacher)
         finally:
             teacher.predict = ask  # type: ignore[method-assign]
         assert run.load_checkpoint().step == 6
@@ -232,7 +233,7 @@ def test_nan_names_step_and_timesteps_and_is_not_saved(tmp_path: Path, teacher: 
         teacher.predict = spoil  # type: ignore[method-assign, assignment]
         try:
             with pytest.raises(UserError, match=r"step 7: .*not finite at timesteps \[\d+.*resume"):
-                generate(run, resume=False, console=Console(quiet=True), teacher=teacher)
+                generate(run, resumed=False, console=Console(quiet=True), teacher=teacher)
         finally:
             teacher.predict = ask  # type: ignore[method-assign]
         assert run.load_checkpoint().step == 4
@@ -262,7 +263,7 @@ def test_each_step_renders_and_encodes_once(teacher: ExactTeacher, monkeypatch: 
 def test_figures_are_reported() -> None:
     """What the progress bar and the metrics show."""
     trainer = Trainer(small(resamples=3), ExactTeacher(ExactTeacherConfig(views=24, neighbours=4)))
-    [row] = check_logs([trainer.step()])
+    [row] = fetch([trainer.step()])
     assert row["gradient_norm"] > 0 and 1 <= row["effective_sample_size"] <= 3
 
 
@@ -304,4 +305,4 @@ def test_learns_on_cuda() -> None:
     config.device = "cuda"
     trainer = Trainer(config)
     logs = [trainer.step() for _ in range(30)]
-    assert all(row["gradient_norm"] > 0 for row in check_logs(logs))
+    assert all(row["gradient_norm"] > 0 for row in fetch(logs))

@@ -71,7 +71,7 @@ def _finish(run: DistillationRun, distiller: Distiller | None, *, changed: Disti
 
     console.print(f"{run.config.name} → {run.path}", markup=False, highlight=False, soft_wrap=True)
     try:
-        distil(run, resume=distiller is None, console=console, distiller=distiller, changed=changed)
+        distil(run, resumed=distiller is None, console=console, distiller=distiller, changed=changed)
     except KeyboardInterrupt:
         command = f"carv3d distill --resume {shlex.quote(str(run.path))}"
         console.print(f"stopped and saved; go on with: {command}", markup=False, highlight=False, soft_wrap=True)

@@ -83,7 +83,7 @@ def _finish(run: Run, *, resume: bool, teacher: Teacher | None, changed: Config 
 
     console.print(f"{run.config.prompt} → {run.path}", markup=False, highlight=False, soft_wrap=True)
     try:
-        generate_run(run, resume=resume, console=console, teacher=teacher, changed=changed)
+        generate_run(run, resumed=resume, console=console, teacher=teacher, changed=changed)
     except KeyboardInterrupt:
         command = f"carv3d generate --resume {shlex.quote(str(run.path))}"
         console.print(f"stopped and saved; go on with: {command}", markup=False, highlight=False, soft_wrap=True)

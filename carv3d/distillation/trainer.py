@@ -17,14 +17,15 @@ from carv3d.errors import UserError
 from carv3d.loss import Carv
 from carv3d.objectives.distribution_matching import DistributionMatching
 from carv3d.objectives.fake_score import FakeScore
-from carv3d.runs import generator_tensors, optimizer_state, optimizer_tensors, restore_generators
+from carv3d.runs.state import GeneratorState, OptimizerState, Stateful, pack, unpack
 from carv3d.system.arithmetic import autocast
 from carv3d.teachers import DiffusersTeacher, Teacher
 from carv3d.teachers.families.stable_diffusion import StableDiffusion
 from carv3d.teachers.text_condition import TextCondition
+from carv3d.training.engine import StepLog
 
-_SETTLED = 20  # updates of the fake score before its running level is one
-_MEMORY = 0.98  # of that level, an update
+_SETTLED = 20  # updates of the fake score before its running loss is compared with
+_MEMORY = 0.98  # weight of the past in the running loss
 
 
 class DivergenceError(ArithmeticError):
@@ -84,10 +85,17 @@ class Distiller:
         self._optimizer = torch.optim.Adam(self.generator.parameters(), lr=config.generator.lr, betas=(first, second))
         self.average = {name: p.detach().clone() for name, p in self.generator.network.named_parameters()}
         self.step_count = 0
-        self._level = torch.zeros(2, dtype=torch.float64)  # updates of the fake score, and its running loss
+        self._watch = DivergenceWatch(config.fake.divergence)
+        self._parts: dict[str, Stateful] = {
+            "network": self.generator,
+            "fake": self.fake,
+            "adam": OptimizerState(self._optimizer),
+            "watch": self._watch,
+            "generator": GeneratorState(self.rng),
+        }
 
-    def step(self) -> dict[str, float]:
-        """Some updates of the fake score, one of the generator; figures to log.
+    def step(self) -> StepLog:
+        """Some updates of the fake score, then one of the generator.
 
         Raises:
             DivergenceError: the fake score has diverged.
@@ -109,8 +117,8 @@ class Distiller:
         with torch.no_grad():
             for name, p in self.generator.network.named_parameters():
                 self.average[name].lerp_(p, 1 - decay)
-        figures = {"fake_loss": fake_loss, "gradient_norm": float(norm)}
-        return figures | {"difference": float(found.fbar.flatten(1).norm(dim=1).mean())}
+        figures = {"fake_loss": fake_loss, "gradient_norm": norm}
+        return StepLog(self.step_count, figures | {"difference": found.fbar.flatten(1).norm(dim=1).mean()})
 
     def outputs(self, count: int, rng: torch.Generator) -> tuple[Tensor, TextCondition]:
         """Fresh outputs z (count, C, h, w) of the generator, and what they were asked to show."""
@@ -145,10 +153,7 @@ class Distiller:
 
     def state(self) -> tuple[dict[str, Tensor], dict[str, Tensor]]:
         """The averaged generator, and all else that the next step depends on."""
-        state = {f"network.{k}": v for k, v in self.generator.network.state_dict().items()}
-        state |= {f"fake.{k}": v for k, v in self.fake.state_dict().items()}
-        state |= optimizer_tensors(self._optimizer.state_dict(), "adam")[0]
-        return dict(self.average), state | {"level": self._level} | generator_tensors({"train": self.rng})
+        return dict(self.average), pack(self._parts)
 
     def load_state(self, step: int, average: dict[str, Tensor], state: dict[str, Tensor]) -> None:
         """Go on after `step` steps, from what `state` gave.
@@ -156,38 +161,51 @@ class Distiller:
         Raises:
             RuntimeError, KeyError, ValueError: it is of another network.
         """
-        for prefix, part in (("network", self.generator), ("fake", self.fake)):
-            part.load_state_dict(
-                {k.removeprefix(f"{prefix}."): v for k, v in state.items() if k.startswith(f"{prefix}.")}
-            )
+        unpack(self._parts, state)
         if {k: v.shape for k, v in average.items()} != {k: v.shape for k, v in self.average.items()}:
             raise ValueError("the average is of another network")
         self.average = {name: tensor.to(self.device) for name, tensor in average.items()}
-        groups = self._optimizer.state_dict()["param_groups"]  # rates come from the config
-        self._optimizer.load_state_dict(optimizer_state(state, groups, "adam"))
-        self._level = state["level"].clone()
-        restore_generators(state, {"train": self.rng})
         self.step_count = step
 
-    def _update_fake(self) -> float:
+    def _update_fake(self) -> Tensor:
         with torch.no_grad():
             z, condition = self.outputs(self.config.fake.batch, self.rng)
         with self.arithmetic():
             loss = self.fake.loss(z, condition, self.rng)
-        value = float(loss.detach())
-        self._watch(value)
+        self._watch.compare(float(loss.detach()))
         self.fake.step(loss)
-        return value
+        return loss.detach()
 
-    def _watch(self, loss: float) -> None:
-        """Compare one loss of the fake score with those before it."""
+
+class DivergenceWatch:
+    """Compares each loss of the fake score with the running loss.
+
+    Args:
+        limit: a loss that is this many times the running loss counts as divergence.
+    """
+
+    def __init__(self, limit: float) -> None:
+        self.limit = limit
+        self._level = torch.zeros(2, dtype=torch.float64)  # number of losses, and the running loss
+
+    def compare(self, loss: float) -> None:
+        """Add one loss.
+
+        Raises:
+            DivergenceError: the loss is not finite, or far above the running loss.
+        """
         count, level = self._level.tolist()
-        step = self.step_count + 1
         if not math.isfinite(loss):
-            raise DivergenceError(f"step {step}: the fake score's loss is not finite")
-        if count >= _SETTLED and loss > self.config.fake.divergence * level:
-            raise DivergenceError(
-                f"step {step}: the fake score's loss is {loss:.3g}, {loss / level:.0f} times its running level"
-            )
+            raise DivergenceError("the fake score's loss is not finite")
+        if count >= _SETTLED and loss > self.limit * level:
+            raise DivergenceError(f"the fake score's loss is {loss:.3g}, {loss / level:.0f} times its running level")
         self._level[0] = count + 1
         self._level[1] = level + max(1 - _MEMORY, 1 / (count + 1)) * (loss - level)
+
+    def state_dict(self) -> dict[str, Tensor]:
+        """See `carv3d.runs.state.Stateful`."""
+        return {"level": self._level}
+
+    def load_state_dict(self, state: dict[str, Tensor], /) -> None:
+        """See `carv3d.runs.state.Stateful`."""
+        self._level = state["level"].clone()

@@ -17,7 +17,7 @@ from carv3d.mesh import FORMATS, Mesh, bake_texture, extract, save
 from carv3d.renderers import Renderer
 from carv3d.runs import disk_errors, replace_file
 from carv3d.scenes import Scene
-from carv3d.teachers.opinion import opinion
+from carv3d.teachers.denoising_preview import denoising_preview
 from carv3d.training.trainer import Trainer
 
 Progress = Callable[[int, int], None]
@@ -55,13 +55,13 @@ def write_preview(scene: Scene, renderer: Renderer[Any], sampler: Sampler, path:
     write_png(sheet(F.interpolate(rgb, scale_factor=2, mode="bilinear"), 4), path)
 
 
-def write_opinion(trainer: Trainer, path: Path) -> None:
-    """What the teacher says of the scene's front at several timesteps; see `carv3d.teachers.opinion`."""
-    rng = torch.Generator(trainer.device).manual_seed(0)  # the run's own draws go on as if it had not been
+def write_denoising_preview(trainer: Trainer, path: Path) -> None:
+    """How the teacher denoises the front view at several timesteps; see `carv3d.teachers.denoising_preview`."""
+    rng = torch.Generator(trainer.device).manual_seed(0)  # not the run's, whose draws must not depend on previews
     sampler = trainer.sampler
     with torch.no_grad():
         _, z, condition = trainer.look(sampler.around(1, 15.0, sampler.height), rng)
-    pictures, columns = opinion(trainer.teacher, z, condition, trainer.carv.p, trainer.carv.guidance, rng)
+    pictures, columns = denoising_preview(trainer.teacher, z, condition, trainer.carv.p, trainer.carv.guidance, rng)
     write_png(sheet(pictures, columns), path)
 
 

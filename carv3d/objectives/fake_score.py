@@ -11,7 +11,7 @@ from typing import Any
 import torch
 from torch import Tensor
 
-from carv3d.runs.checkpoints import optimizer_state, optimizer_tensors
+from carv3d.runs.state import OptimizerState, Stateful, pack, unpack
 from carv3d.sampling import draw, proposal, uniform_pmf
 from carv3d.teachers.denoiser import Denoiser
 
@@ -33,6 +33,7 @@ class FakeScore:
         """
         self.denoiser = denoiser
         self.optimizer = torch.optim.Adam(denoiser.parameters(), lr=lr, betas=(betas[0], betas[1]))
+        self._parts: dict[str, Stateful] = {"network": denoiser, "adam": OptimizerState(self.optimizer)}
         timesteps = len(denoiser.schedule)
         whole = uniform_pmf(timesteps, 0, timesteps - 1)
         self._q = proposal(whole, whole, "uniform").to(denoiser.schedule.device)
@@ -60,8 +61,7 @@ class FakeScore:
 
     def state_dict(self) -> dict[str, Tensor]:
         """Parameters and moments, by name."""
-        state = {f"network.{name}": tensor for name, tensor in self.denoiser.state_dict().items()}
-        return state | optimizer_tensors(self.optimizer.state_dict(), "adam")[0]
+        return pack(self._parts)
 
     def load_state_dict(self, state: dict[str, Tensor]) -> None:
         """Go on from what `state_dict` gave.
@@ -69,8 +69,4 @@ class FakeScore:
         Raises:
             KeyError, RuntimeError, ValueError: the state is of another network.
         """
-        prefix = "network."
-        own = {name.removeprefix(prefix): tensor for name, tensor in state.items() if name.startswith(prefix)}
-        self.denoiser.load_state_dict(own)
-        groups = self.optimizer.state_dict()["param_groups"]  # rates come from the config
-        self.optimizer.load_state_dict(optimizer_state(state, groups, "adam"))
+        unpack(self._parts, state)

@@ -1,13 +1,6 @@
 """Run folders: what a run writes, so that it can be read, resumed after a kill, and repeated."""
 
-from carv3d.runs.checkpoints import (
-    Checkpoint,
-    Checkpoints,
-    generator_tensors,
-    optimizer_state,
-    optimizer_tensors,
-    restore_generators,
-)
+from carv3d.runs.checkpoints import Checkpoint, Checkpoints
 from carv3d.runs.environment import environment
 from carv3d.runs.interruption import Interruption
 from carv3d.runs.metrics import MetricsLog, read_metrics
@@ -23,11 +16,7 @@ __all__ = [
     "RunFolder",
     "disk_errors",
     "environment",
-    "generator_tensors",
-    "optimizer_state",
-    "optimizer_tensors",
     "read_metrics",
     "replace_file",
-    "restore_generators",
     "slug",
 ]

@@ -18,7 +18,6 @@ from dataclasses import dataclass
 from pathlib import Path
 from typing import Any
 
-import torch
 from safetensors import SafetensorError
 from safetensors.torch import load as tensors_from_bytes
 from safetensors.torch import save as bytes_from_tensors
@@ -38,8 +37,8 @@ class Checkpoint:
     """What was saved after a step."""
 
     step: int
-    scene: dict[str, Tensor]  # what is trained, on the CPU
-    state: dict[str, Tensor]  # on the CPU
+    trained: dict[str, Tensor]  # the result of the training, on the CPU
+    state: dict[str, Tensor]  # all else that the next step depends on, on the CPU
     info: dict[str, Any]
     path: Path
 
@@ -77,7 +76,7 @@ class Checkpoints:
     def save(
         self,
         step: int,
-        scene: Mapping[str, Tensor],
+        trained: Mapping[str, Tensor],
         state: Mapping[str, Tensor],
         info: Mapping[str, Any],
         *,
@@ -89,7 +88,7 @@ class Checkpoints:
 
         Args:
             step: how many steps have been done.
-            scene, state: tensors of any device.
+            trained, state: tensors of any device.
             info: JSON values.
             keep: how many of the newest checkpoints stay.
 
@@ -97,7 +96,7 @@ class Checkpoints:
             UserError: the disk is full, or may not be written to.
         """
         path = self.folder / f"step_{step:06d}"
-        files = {f"{self.trained}.safetensors": _to_bytes(scene), "state.safetensors": _to_bytes(state)}
+        files = {f"{self.trained}.safetensors": _to_bytes(trained), "state.safetensors": _to_bytes(state)}
         sums = {name: hashlib.sha256(data).hexdigest() for name, data in files.items()}
         meta = {"step": step, "sha256": sums, "info": dict(info)}
         with disk_errors(path):
@@ -220,53 +219,3 @@ def _is_whole(path: Path, step: int, trained: str) -> bool:
     except (_DamageError, UserError):
         return False
     return True
-
-
-# ------------------------------------------------------------------------------- what goes into `state`
-
-
-def optimizer_tensors(
-    state_dict: Mapping[str, Any], prefix: str = "optimizer"
-) -> tuple[dict[str, Tensor], list[dict[str, Any]]]:
-    """An optimizer's `state_dict()` as tensors `<prefix>.<parameter>.<name>` and JSON param groups."""
-    tensors = {
-        f"{prefix}.{index}.{name}": value
-        for index, values in state_dict["state"].items()
-        for name, value in values.items()
-    }
-    if odd := [name for name, value in tensors.items() if not isinstance(value, Tensor)]:
-        raise TypeError(f"only optimizers whose state is tensors can be saved, not {odd[0]}")
-    return tensors, [dict(group) for group in state_dict["param_groups"]]
-
-
-def optimizer_state(tensors: Mapping[str, Tensor], groups: Any, prefix: str = "optimizer") -> dict[str, Any]:
-    """The inverse of `optimizer_tensors`: what `load_state_dict` takes. Other tensors are left out."""
-    state: dict[int, dict[str, Tensor]] = {}
-    for key, value in tensors.items():
-        if key.startswith(f"{prefix}."):
-            index, name = key.removeprefix(f"{prefix}.").split(".", 1)
-            state.setdefault(int(index), {})[name] = value
-    # JSON has no tuples; Adam's betas were one.
-    groups = [{k: tuple(v) if k == "betas" else v for k, v in group.items()} for group in groups]
-    return {"state": state, "param_groups": groups}
-
-
-def generator_tensors(generators: Mapping[str, torch.Generator]) -> dict[str, Tensor]:
-    """The states of random generators as uint8 tensors `generator.<name>`."""
-    return {f"generator.{name}": generator.get_state() for name, generator in generators.items()}
-
-
-def restore_generators(tensors: Mapping[str, Tensor], generators: Mapping[str, torch.Generator]) -> None:
-    """Put back the states that `generator_tensors` gave.
-
-    Raises:
-        UserError: the state is that of another kind of device.
-    """
-    for name, generator in generators.items():
-        try:
-            generator.set_state(tensors[f"generator.{name}"])
-        except (RuntimeError, TypeError) as error:
-            raise UserError(
-                f"the run's random numbers cannot be continued on {generator.device.type}; "
-                "resume it on the kind of device it was started on"
-            ) from error

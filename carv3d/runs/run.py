@@ -188,12 +188,12 @@ class RunFolder(ABC, Generic[_C]):
         self.__dict__.pop("config", None)
 
     def save_checkpoint(
-        self, step: int, scene: Mapping[str, Tensor], state: Mapping[str, Tensor], info: Mapping[str, Any]
+        self, step: int, trained: Mapping[str, Tensor], state: Mapping[str, Tensor], info: Mapping[str, Any]
     ) -> Path:
         """See `Checkpoints.save`; keeps `training.keep_checkpoints` of them."""
         config: Any = self.config
         keep = config.training.keep_checkpoints
-        return self.checkpoints.save(step, scene, state, info, keep=keep)
+        return self.checkpoints.save(step, trained, state, info, keep=keep)
 
     def load_checkpoint(self, step: int | None = None) -> Checkpoint:
         """See `Checkpoints.load`."""

@@ -3,7 +3,7 @@
 from __future__ import annotations
 
 from dataclasses import dataclass, field, replace
-from typing import TYPE_CHECKING, Annotated, ClassVar, Literal
+from typing import TYPE_CHECKING, Annotated, Any, ClassVar, Literal
 
 from carv3d.config.components import Context
 from carv3d.config.keys import NOT_BLANK, Key
@@ -66,7 +66,7 @@ class DiffusersTeacherConfig:
         from carv3d.teachers.diffusers_pipeline import DiffusersTeacher
 
         config = context.config
-        dtype = str(network_dtype(getattr(torch, self.dtype), context.device)).removeprefix("torch.")
+        dtype: Any = str(network_dtype(getattr(torch, self.dtype), context.device)).removeprefix("torch.")
         return DiffusersTeacher(
             replace(self, dtype=dtype), views=getattr(config, "views", None), force=config.force, device=context.device
         )

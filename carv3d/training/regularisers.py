@@ -1,13 +1,32 @@
-"""What the loss asks of a render besides the teacher's opinion: each function returns a scalar.
-
-What it asks of the scene itself is the scene's to say: `Scene.penalties`.
-"""
+"""The terms of the loss besides the distillation loss. Terms of the scene itself are in `Scene.penalties`."""
 
 from __future__ import annotations
 
 from torch import Tensor
 
+from carv3d.generation.config import RegulariserConfig
 from carv3d.renderers import Render
+from carv3d.scenes import Scene
+
+
+def regularise(weights: RegulariserConfig, progress: float, render: Render, scene: Scene) -> Tensor:
+    """The weighted sum of all terms, a scalar.
+
+    Args:
+        weights: linear schedules by term.
+        progress: the part of the run that is done, 0 to 1.
+        render: with normals if the weight of `orientation` is positive.
+        scene: whose penalties are added. A penalty without a key in the config has weight 1.
+    """
+    total = render.rgb.new_zeros(())
+    for name, term in (("sparsity", sparsity), ("opacity", opacity), ("orientation", orientation)):
+        if (w := getattr(weights, name).at(progress)) > 0:
+            total = total + w * term(render)
+    for name, penalty in scene.penalties().items():
+        w = getattr(weights, name).at(progress) if hasattr(weights, name) else 1.0
+        if w > 0:
+            total = total + w * penalty()
+    return total
 
 
 def sparsity(render: Render) -> Tensor:

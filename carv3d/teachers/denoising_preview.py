@@ -1,4 +1,4 @@
-"""What a teacher says of a picture, as pictures."""
+"""Pictures of how a teacher denoises a render, to see what the teacher wants to change."""
 
 from __future__ import annotations
 
@@ -15,10 +15,10 @@ SHARES = (0.1, 0.3, 0.5, 0.7, 0.9)  # of the timestep range
 
 
 @torch.no_grad()
-def opinion(
+def denoising_preview(
     teacher: Teacher, z: Tensor, condition: Any, p: Tensor, guidance: Guidance, rng: torch.Generator
 ) -> tuple[Tensor, int]:
-    """A row for each of five timesteps: the picture as noised, as the teacher denoises it at once, and its residual.
+    """A row for each of five timesteps: the noised picture, the teacher's one-step denoising of it, and the residual.
 
     Args:
         teacher: see `Teacher`.
@@ -38,8 +38,8 @@ def opinion(
     rows = torch.zeros_like(t)
     eps = torch.randn(z.shape, generator=rng, device=z.device).expand(len(t), *z.shape[1:])
     alpha, sigma = teacher.schedule.at(t, z)
-    noised, told = alpha * z + sigma * eps, condition[rows]
-    found = guidance(teacher.predict(noised, t, told, guidance.branches), told) - eps
+    noised, repeated = alpha * z + sigma * eps, condition[rows]
+    found = guidance(teacher.predict(noised, t, repeated, guidance.branches), repeated) - eps
     clean = (noised - sigma * (found + eps)) / alpha
     if z.ndim == 5:
         noised, clean, found, alpha = (x[:, 0] for x in (noised, clean, found, alpha))
