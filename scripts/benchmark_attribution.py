@@ -25,7 +25,7 @@ from carv3d.attribution import Projection, RowGradients, SharedDraws
 from carv3d.attribution.builtin_world import BuiltinWorld
 from carv3d.attribution.pictures import Pictures
 from carv3d.attribution.samples import sample_pictures
-from carv3d.attribution.signatures import Signer
+from carv3d.attribution.signatures import SignatureMaker
 from carv3d.config import AttributeConfig
 from carv3d.reports import png, subplots
 from carv3d.shapes import COLOURS, SHAPES, Thing
@@ -41,7 +41,7 @@ KINDS = {
 Floats = NDArray[np.float64]
 
 
-def cosines(signer: Signer, items: Pictures, queries: Pictures) -> Tensor:
+def cosines(signer: SignatureMaker, items: Pictures, queries: Pictures) -> Tensor:
     """(B, Q, N) cosines of every draw, not averaged."""
     with_items = [signer(items, [row]).direction[0] for row in range(len(items.names))]
     own = torch.cat([signer(queries, [row]).direction for row in range(len(queries.names))])
@@ -91,7 +91,7 @@ def main() -> None:
         strata, noise = KINDS[kind]
         rng = torch.Generator().manual_seed(seed)
         draws = SharedDraws.of(count, teacher.latent_shape, 1000, rng, strata=strata, coupling=noise)  # type: ignore[arg-type]
-        return cosines(Signer(teacher, gradients, projection, draws, 32), items, queries)
+        return cosines(SignatureMaker(teacher, gradients, projection, draws, 32), items, queries)
 
     whole = per_draw(options.reference, "global strata", 10**6)
     truth = whole.mean(0)

@@ -23,7 +23,7 @@ from carv3d.attribution.builtin_world import BuiltinWorld
 from carv3d.attribution.cache import Cache
 from carv3d.attribution.image_folder import ImageFolder
 from carv3d.attribution.pictures import InMemory, unknown_camera
-from carv3d.attribution.signatures import Signatures, Signer
+from carv3d.attribution.signatures import SignatureMaker, Signatures
 from carv3d.errors import UserError
 from carv3d.shapes import COLOURS, colourise, palette, shade_maps, training_views
 from carv3d.teachers import DiffusersTeacher
@@ -72,7 +72,7 @@ def test_row_gradients_of_every_family(family: str, tmp_path: Path) -> None:
     teacher = DiffusersTeacher(DiffusersTeacherConfig(path=str(MAKERS[family](tmp_path))))
     rows = RowGradients(teacher.family.network, r"blocks\.0\..*(conv1|to_q)")
     draws = SharedDraws.of(2, teacher.latent_shape, len(teacher.schedule.alpha), torch.Generator().manual_seed(0))
-    signer = Signer(teacher, rows, Projection(rows.sizes, 64, 0), draws, rows=3)
+    signer = SignatureMaker(teacher, rows, Projection(rows.sizes, 64, 0), draws, rows=3)
     g = torch.Generator().manual_seed(1)
     size = teacher.image_size
     pictures = InMemory(

@@ -18,7 +18,7 @@ from carv3d.renderers import SplatRenderer
 from carv3d.renderers.backend import Backend, choose
 from carv3d.renderers.config import RendererConfig
 from carv3d.renderers.projection import DILATION, NEAR, project, views
-from carv3d.scenes import Footprints
+from carv3d.scenes import ImageProjection
 from tests.gaussians import cloud
 from tests.test_cli import carv3d
 
@@ -128,9 +128,9 @@ def test_gsplat_agrees_with_torch() -> None:
         renderer = SplatRenderer(RendererConfig(backend=backend), device=torch.device("cuda"))  # type: ignore[arg-type]
         render = renderer(scene, cameras.to("cuda"), training=False)
         (render.rgb.square().mean() + render.opacity.mean()).backward()
-        footprints = render.footprints
-        assert isinstance(footprints, Footprints) and footprints.centres.grad is not None
-        gradients = [p.grad for p in scene.parameters()] + [footprints.centres.grad]
+        projection = render.projection
+        assert isinstance(projection, ImageProjection) and projection.centres.grad is not None
+        gradients = [p.grad for p in scene.parameters()] + [projection.centres.grad]
         found.append(([render.rgb, render.opacity, render.depth], gradients))
     for one, other in zip(found[0][0], found[1][0], strict=True):
         torch.testing.assert_close(other, one, atol=2e-3, rtol=2e-3)

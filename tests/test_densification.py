@@ -75,8 +75,8 @@ def test_moments_follow_their_gaussians() -> None:
     for parameter, old in zip(scene.parameters(), before, strict=True):
         state = optimizer.state[parameter]
         assert state["exp_avg"].shape == state["exp_avg_sq"].shape == parameter.shape
-        renewed = parameter is scene.opacity_logits
-        assert torch.equal(state["exp_avg"], torch.zeros_like(parameter) if renewed else old[changed.parents])
+        reset = parameter is scene.opacity_logits
+        assert torch.equal(state["exp_avg"], torch.zeros_like(parameter) if reset else old[changed.parents])
     assert not set(range(50, 60)) & set(changed.parents.tolist())
     assert scene.opacities.max() <= 0.2001
     sum(p.square().sum() for p in scene.parameters()).backward()  # type: ignore[union-attr]
@@ -91,8 +91,8 @@ def test_every_render_of_a_step_counts() -> None:
         for part in groups:
             render = look(scene, views[part])
             (render.rgb.square().sum() / len(views[part])).backward()
-            assert render.footprints is not None
-            scene.after_step(1, 0.99, render.footprints, seeded())
+            assert render.projection is not None
+            scene.after_step(1, 0.99, render.projection, seeded())
         notes.append((scene.gradient_sum, scene.times_seen))
     torch.testing.assert_close(*[note[0] for note in notes])
     assert torch.equal(*[note[1] for note in notes]) and notes[0][1].max() == 2

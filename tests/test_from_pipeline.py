@@ -68,7 +68,7 @@ def test_parts_may_have_number_formats_of_their_own(kind: str, tmp_path: Path) -
 def test_one_prompt_from_many_sides_is_encoded_once(tmp_path: Path) -> None:
     teacher = carv3d.from_pipeline(loaded("sd", make_pipeline(tmp_path / "sd")))
     condition = teacher.text_condition("a view", azimuth=torch.linspace(-170, 170, 12), elevation=torch.zeros(12))
-    assert len(condition) == 12 and len(condition.words["text"]) == 5  # four views, and the unconditional text
+    assert len(condition) == 12 and len(condition.embeddings["text"]) == 5  # four views, and the unconditional text
 
 
 def test_networks_are_shared(tmp_path: Path) -> None:

@@ -130,14 +130,15 @@ def test_text_embeddings_are_computed_once(
         DiffusersTeacher(DiffusersTeacherConfig(path=str(pipeline))),
     ):  # the second reads what the first left on disk
         monkeypatch.setattr(later.family, "embed", lambda *_: pytest.fail("encoded again"))
-        torch.testing.assert_close(later.condition("a", cameras).words, first.words)
+        torch.testing.assert_close(later.condition("a", cameras).embeddings, first.embeddings)
     half = DiffusersTeacher(
         DiffusersTeacherConfig(path=str(pipeline), dtype="bfloat16")
     )  # which is another text's file
-    assert half.condition("a", cameras).words["text"].dtype == torch.bfloat16
+    assert half.condition("a", cameras).embeddings["text"].dtype == torch.bfloat16
     next((tmp_path / "text").glob("*.safetensors")).write_bytes(b"nonsense")
     torch.testing.assert_close(
-        DiffusersTeacher(DiffusersTeacherConfig(path=str(pipeline))).condition("a", cameras).words, first.words
+        DiffusersTeacher(DiffusersTeacherConfig(path=str(pipeline))).condition("a", cameras).embeddings,
+        first.embeddings,
     )
 
 
@@ -148,10 +149,10 @@ def test_text_cache_follows_the_weights(
     monkeypatch.setenv("CARV3D_CACHE", str(tmp_path / "cache"))
     folder = tmp_path / "teacher"
     shutil.copytree(pipeline, folder)
-    first = DiffusersTeacher(DiffusersTeacherConfig(path=str(folder))).condition("a", cameras).words["text"]
+    first = DiffusersTeacher(DiffusersTeacherConfig(path=str(folder))).condition("a", cameras).embeddings["text"]
     path = next((folder / "text_encoder").glob("*.safetensors"))
     save_file({k: v * 2 for k, v in load_file(path).items()}, path, metadata={"format": "pt"})
-    second = DiffusersTeacher(DiffusersTeacherConfig(path=str(folder))).condition("a", cameras).words["text"]
+    second = DiffusersTeacher(DiffusersTeacherConfig(path=str(folder))).condition("a", cameras).embeddings["text"]
     assert not torch.allclose(first, second)
     count = len(list((tmp_path / "cache").rglob("*.*")))
     DiffusersTeacher(DiffusersTeacherConfig(path=str(folder), cache_text=False)).condition("a view", cameras)

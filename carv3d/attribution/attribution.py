@@ -24,7 +24,7 @@ from carv3d.attribution.pictures import Pictures
 from carv3d.attribution.projection import Projection
 from carv3d.attribution.samples import sample_pictures
 from carv3d.attribution.scores import Floats, ends, scores, share_of_class
-from carv3d.attribution.signatures import Signer
+from carv3d.attribution.signatures import SignatureMaker
 from carv3d.config import AttributeConfig
 from carv3d.errors import UserError
 from carv3d.runs import replace_file
@@ -107,19 +107,19 @@ def attribute(
     given = ImageFolder(config.queries.path, teacher.image_size) if config.queries.path else None
     gradients = RowGradients(teacher.family.network, config.layers)
     try:
-        signer = make_signer(config, teacher, gradients)
-        recipe = _recipe(config, teacher, signer, items)
+        maker = signature_maker(config, teacher, gradients)
+        recipe = _recipe(config, teacher, maker, items)
         with locked(folder, "carv3d attribute"):
-            shape = (len(items.names), len(signer.draws), config.projection.dimension)
+            shape = (len(items.names), len(maker.draws), config.projection.dimension)
             cache = Cache(folder / "cache", shape, recipe)
             before = cache.done
-            fill(cache, signer, items, console)
+            fill(cache, maker, items, console)
             queries = given or _sampled(config, teacher, prompts, console)
             with progress(console) as bar:
                 task = bar.add_task("queries", total=len(queries.names))
                 parts = []
-                for rows in torch.arange(len(queries.names)).split(_batch(signer)):
-                    parts.append(signer(queries, rows.tolist()).direction)
+                for rows in torch.arange(len(queries.names)).split(_batch(maker)):
+                    parts.append(maker(queries, rows.tolist()).direction)
                     bar.advance(task, len(rows))
             found = scores(torch.cat(parts), cache.directions())
             top, bottom = ends(found, config.top)
@@ -131,7 +131,7 @@ def attribute(
                 found,
                 top,
                 bottom,
-                signer.draws.t.cpu().numpy(),
+                maker.draws.t.cpu().numpy(),
                 cache.norms(),
                 gradients.sizes,
                 cache.done - before,
@@ -147,7 +147,7 @@ def open_pictures(config: AttributeConfig, teacher: DiffusersTeacher) -> Picture
     return ImageFolder(config.data.path, teacher.image_size, config.data.items)
 
 
-def make_signer(config: AttributeConfig, teacher: DiffusersTeacher, gradients: RowGradients) -> Signer:
+def signature_maker(config: AttributeConfig, teacher: DiffusersTeacher, gradients: RowGradients) -> SignatureMaker:
     """The shared draws and the projection of the config."""
     section = config.draws
     draws = SharedDraws.of(
@@ -160,10 +160,10 @@ def make_signer(config: AttributeConfig, teacher: DiffusersTeacher, gradients: R
         coupling=section.coupling,
     )
     projection = Projection(gradients.sizes, config.projection.dimension, config.projection.seed, teacher.device)
-    return Signer(teacher, gradients, projection, draws, config.rows)
+    return SignatureMaker(teacher, gradients, projection, draws, config.rows)
 
 
-def fill(cache: Cache, signer: Signer, items: Pictures, console: Console) -> None:
+def fill(cache: Cache, maker: SignatureMaker, items: Pictures, console: Console) -> None:
     """Make what is missing in the cache, batch by batch; stopped at any moment, it goes on from there."""
     total = len(items.names)
     if cache.complete:
@@ -171,8 +171,8 @@ def fill(cache: Cache, signer: Signer, items: Pictures, console: Console) -> Non
     with progress(console) as bar:
         task = bar.add_task("gradients", total=total, completed=cache.done)
         while not cache.complete:
-            rows = range(cache.done, min(cache.done + _batch(signer), total))
-            cache.append(signer(items, rows))
+            rows = range(cache.done, min(cache.done + _batch(maker), total))
+            cache.append(maker(items, rows))
             bar.update(task, completed=cache.done)
 
 
@@ -190,9 +190,9 @@ def write_scores(path: Path, found: Floats, names: dict[str, Sequence[str]]) -> 
     replace_file(path, stream.getvalue())
 
 
-def _batch(signer: Signer) -> int:
+def _batch(maker: SignatureMaker) -> int:
     """Pictures at a time: so many that a batch is a few calls of the denoiser."""
-    return max(1, 8 * signer.rows // len(signer.draws))
+    return max(1, 8 * maker.rows // len(maker.draws))
 
 
 def _sampled(config: AttributeConfig, teacher: DiffusersTeacher, prompts: Sequence[str], console: Console) -> Pictures:
@@ -203,17 +203,19 @@ def _sampled(config: AttributeConfig, teacher: DiffusersTeacher, prompts: Sequen
         )
 
 
-def _recipe(config: AttributeConfig, teacher: DiffusersTeacher, signer: Signer, items: Pictures) -> dict[str, Any]:
+def _recipe(
+    config: AttributeConfig, teacher: DiffusersTeacher, maker: SignatureMaker, items: Pictures
+) -> dict[str, Any]:
     """All that signatures depend on, from what a user changes most often to what changes by itself."""
     section: Any = config.teacher
     return {
         **{f"teacher.{key}": getattr(section, key) for key in _TEACHER_KEYS},
         "weights": _weights(teacher),
-        "layers": list(signer.gradients.sizes),
+        "layers": list(maker.gradients.sizes),
         "data.items": len(items.names),
         "pictures": items.digest(),
         **{f"draws.{key}": value for key, value in asdict(config.draws).items()},
-        "draws": signer.draws.digest(),
+        "draws": maker.draws.digest(),
         **{f"projection.{key}": value for key, value in asdict(config.projection).items()},
     }
 

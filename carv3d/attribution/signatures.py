@@ -30,7 +30,7 @@ class Signatures:
     norm: Tensor
 
 
-class Signer:
+class SignatureMaker:
     """Makes signatures.
 
     Attributes:

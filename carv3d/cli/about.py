@@ -8,13 +8,13 @@ from typing import Annotated, Any
 import typer
 
 from carv3d import __version__
-from carv3d.cli.app import DEFAULT_CONFIG, AsJson, Words, app, console, sort_words
+from carv3d.cli.app import DEFAULT_CONFIG, Arguments, AsJson, app, console, sort_words
 from carv3d.errors import UserError
 
 
 @app.command()
 def config(
-    words: Words = None,
+    words: Arguments = None,
     of: Annotated[str, typer.Option(metavar="VERB", help="Whose config.")] = "generate",
 ) -> None:
     """Print a config with everything in it, or all keys with their meaning.
@@ -39,7 +39,7 @@ def config(
 
 
 @app.command()
-def doctor(words: Words = None, as_json: AsJson = False) -> None:
+def doctor(words: Arguments = None, as_json: AsJson = False) -> None:
     """Say whether this machine has what carv3d needs, and what a config needs. Exit code 2 if something is missing.
 
     Of a config: the teacher's weights, their size and licence, and the memory that its steps take; nothing is

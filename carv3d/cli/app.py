@@ -42,7 +42,7 @@ class Warnings(logging.Handler):
 DEFAULT_CONFIG = "shapes"
 RunPath = Annotated[Path, typer.Argument(metavar="RUN", help="A folder that `carv3d generate` made.")]
 AsJson = Annotated[bool, typer.Option("--json", help="Print one JSON object.")]
-Words = Annotated[list[str] | None, typer.Argument(metavar="[PROMPT] [CONFIG] [KEY=VALUE]...", show_default=False)]
+Arguments = Annotated[list[str] | None, typer.Argument(metavar="[PROMPT] [CONFIG] [KEY=VALUE]...", show_default=False)]
 
 
 def overrides_among(words: list[str]) -> list[str]:

@@ -52,7 +52,7 @@ class Conditions:
             for n, i in enumerate(index.tolist())
         ]
         mixed = [part.mixed(part.cond) for part in parts] + [parts[0].mixed(parts[0].uncond)]
-        words = {name: torch.cat([one[name] for one in mixed]) for name in mixed[0]}
+        embeddings = {name: torch.cat([one[name] for one in mixed]) for name in mixed[0]}
         count, device = len(parts), self.teacher.device
         shares = torch.eye(count + 1, device=device)
         camera = None
@@ -60,5 +60,10 @@ class Conditions:
             camera = torch.cat([part.camera for part in parts if part.camera is not None])
         none = torch.zeros(count, 0, device=device)
         return TextCondition(
-            words, shares[-1:].expand(count, -1), shares[:-1], none[..., None].expand(-1, -1, count + 1), none, camera
+            embeddings,
+            shares[-1:].expand(count, -1),
+            shares[:-1],
+            none[..., None].expand(-1, -1, count + 1),
+            none,
+            camera,
         )

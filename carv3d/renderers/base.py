@@ -9,7 +9,7 @@ from typing import Any, Generic, Literal, TypeVar
 import torch
 from torch import Tensor
 
-from carv3d.scenes.base import Footprints, Scene
+from carv3d.scenes.base import ImageProjection, Scene
 
 Background = Literal["white", "random", "learned"] | Sequence[float]
 SceneKind = TypeVar("SceneKind", bound=Scene)
@@ -51,7 +51,7 @@ class Render:
             where nothing is hit.
         normal: (R, 3, H, W) world space, weighted by opacity (so its length is at most that), or None.
         samples: what lies behind the pixels, or None from a renderer without rays.
-        footprints: where the scene's parts fell, or None of a scene without parts.
+        projection: where the scene's parts fell, or None of a scene without parts.
     """
 
     rgb: Tensor
@@ -59,7 +59,7 @@ class Render:
     depth: Tensor
     normal: Tensor | None
     samples: RaySamples | None
-    footprints: Footprints | None = None
+    projection: ImageProjection | None = None
 
 
 class Renderer(torch.nn.Module, Generic[SceneKind]):

@@ -11,7 +11,7 @@ from torch import Tensor
 from carv3d.cameras import Cameras
 from carv3d.kernels.compiled import unusable
 from carv3d.renderers.projection import DILATION, NEAR
-from carv3d.scenes import Footprints, Gaussians
+from carv3d.scenes import Gaussians, ImageProjection
 
 
 @cache
@@ -30,7 +30,7 @@ def problem(device: torch.device) -> str | None:
     return unusable("gsplat", device, trial)
 
 
-def rasterise(scene: Gaussians, colours: Tensor, cameras: Cameras, view: Tensor) -> tuple[Tensor, Footprints]:
+def rasterise(scene: Gaussians, colours: Tensor, cameras: Cameras, view: Tensor) -> tuple[Tensor, ImageProjection]:
     """Blended colour, depth along the axis, and opacity (R, H, W, 5), and where the Gaussians fell.
 
     Args:
@@ -56,5 +56,5 @@ def rasterise(scene: Gaussians, colours: Tensor, cameras: Cameras, view: Tensor)
         rasterize_mode="antialiased",
     )
     radii = found["radii"].amax(-1).to(image.dtype)
-    footprints = Footprints(found["means2d"], radii, cameras.height, cameras.width)
-    return torch.cat([image, opacity], -1), footprints
+    projection = ImageProjection(found["means2d"], radii, cameras.height, cameras.width)
+    return torch.cat([image, opacity], -1), projection

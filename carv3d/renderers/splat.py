@@ -12,7 +12,7 @@ from carv3d.renderers.base import EMPTY, Render, Renderer
 from carv3d.renderers.config import RendererConfig
 from carv3d.renderers.projection import Projected, project, views
 from carv3d.renderers.splatting import Boxes, composite
-from carv3d.scenes import Footprints, Gaussians
+from carv3d.scenes import Gaussians, ImageProjection
 
 
 class SplatRenderer(Renderer[Gaussians]):
@@ -53,11 +53,11 @@ class SplatRenderer(Renderer[Gaussians]):
         towards = torch.nn.functional.normalize(scene.positions - cameras.c2w[:, None, :3, 3], dim=-1)
         colours = scene.rgb(towards).expand(len(cameras), -1, -1)
         if self.backend == "gsplat":
-            blended, footprints = gsplat_backend.rasterise(scene, colours, cameras, views(cameras))
+            blended, projection = gsplat_backend.rasterise(scene, colours, cameras, views(cameras))
         else:
-            blended, footprints = _rasterise(scene, colours, cameras)
-        if footprints.centres.requires_grad:
-            footprints.centres.retain_grad()
+            blended, projection = _rasterise(scene, colours, cameras)
+        if projection.centres.requires_grad:
+            projection.centres.retain_grad()
         rgb, depth, opacity = blended.permute(0, 3, 1, 2).split([3, 1, 1], 1)
         background = self.backdrop(len(cameras), generator if training else None).to(rgb)
         rgb = rgb + (1 - opacity) * background[:, :, None, None]
@@ -69,10 +69,10 @@ class SplatRenderer(Renderer[Gaussians]):
         beyond = origins[:, 0, 0].norm(dim=-1)[:, None, None, None] + 3**0.5 * scene.bound
         depth = torch.where(opacity > EMPTY, depth / opacity.clamp_min(EMPTY) * length, beyond)
         normal = _normals(depth, origins, directions) * opacity if normals else None
-        return Render(rgb, opacity, depth, normal, None, footprints)
+        return Render(rgb, opacity, depth, normal, None, projection)
 
 
-def _rasterise(scene: Gaussians, colours: Tensor, cameras: Cameras) -> tuple[Tensor, Footprints]:
+def _rasterise(scene: Gaussians, colours: Tensor, cameras: Cameras) -> tuple[Tensor, ImageProjection]:
     """Blended colour, depth along the axis, and opacity, (R, H, W, 5)."""
     projected = project(scene, cameras)
     features = torch.cat([colours, projected.depths[..., None], torch.ones_like(colours[..., :1])], -1)
@@ -84,8 +84,8 @@ def _rasterise(scene: Gaussians, colours: Tensor, cameras: Cameras) -> tuple[Ten
         _boxes(projected, cameras.height, cameras.width),
     )
     radii = projected.extents.amax(-1)
-    footprints = Footprints(projected.centres, radii, cameras.height, cameras.width)
-    return blended.view(len(cameras), cameras.height, cameras.width, -1), footprints
+    projection = ImageProjection(projected.centres, radii, cameras.height, cameras.width)
+    return blended.view(len(cameras), cameras.height, cameras.width, -1), projection
 
 
 @torch.no_grad()

@@ -1,7 +1,7 @@
-from .base import Footprints as Footprints
+from .base import ImageProjection as ImageProjection
 from .base import RadianceField as RadianceField
+from .base import RowMap as RowMap
 from .base import Scene as Scene
-from .base import Succession as Succession
 from .gaussians import Gaussians as Gaussians
 from .hash_grid import HashGrid as HashGrid
 from .voxel_grid import VoxelGrid as VoxelGrid

@@ -15,7 +15,7 @@ if TYPE_CHECKING:
 
 
 @dataclass(frozen=True)
-class Footprints:
+class ImageProjection:
     """Where a scene's parts fell on the images of a step, told back to the scene after it.
 
     Attributes:
@@ -31,16 +31,16 @@ class Footprints:
 
 
 @dataclass(frozen=True)
-class Succession:
+class RowMap:
     """How a scene's parameters follow from those before: row i of each was row `parents[i]`.
 
     Attributes:
         parents: (N,) int64.
-        renewed: the parameters whose values are new, so that nothing learned about them holds any more.
+        reset: the parameters whose values are new, so that nothing learned about them holds any more.
     """
 
     parents: Tensor
-    renewed: tuple[torch.nn.Parameter, ...] = ()
+    reset: tuple[torch.nn.Parameter, ...] = ()
 
 
 class Scene(torch.nn.Module, ABC):
@@ -70,8 +70,8 @@ class Scene(torch.nn.Module, ABC):
         return {}
 
     def after_step(
-        self, step: int, progress: float, footprints: Footprints | None, generator: torch.Generator
-    ) -> Succession | None:
+        self, step: int, progress: float, projection: ImageProjection | None, generator: torch.Generator
+    ) -> RowMap | None:
         """Called by the loop after optimiser step `step`.
 
         A scene that changes its number of parts gives its parameters new `data` and says where the rows come
@@ -80,7 +80,7 @@ class Scene(torch.nn.Module, ABC):
         Args:
             step: steps done.
             progress: the share of the run that is done.
-            footprints: from the step's renders; None from a renderer that has none.
+            projection: from the step's renders; None from a renderer that has none.
             generator: of the run.
         """
         return None

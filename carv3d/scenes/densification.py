@@ -16,7 +16,7 @@ import torch
 from torch import Tensor
 
 from carv3d.errors import UserError
-from carv3d.scenes.base import Footprints, Succession
+from carv3d.scenes.base import ImageProjection, RowMap
 from carv3d.scenes.config import DensificationConfig
 
 if TYPE_CHECKING:
@@ -28,22 +28,22 @@ _SHRINK = 1.6  # of the halves of a split (Kerbl et al. 2023, section 5.2)
 _RESET = 2.0  # opacity after a reset, in units of the pruning threshold: what is not wanted falls below it
 
 
-def observe(scene: Gaussians, footprints: Footprints) -> None:
+def observe(scene: Gaussians, projection: ImageProjection) -> None:
     """Add a step's gradients on the image to the scene's notes, each render's for itself."""
-    gradient = footprints.centres.grad
+    gradient = projection.centres.grad
     if gradient is None:
         return
     # In units of half the image, and of one render's loss: the same for any resolution and any R.
-    half = gradient.new_tensor([footprints.width / 2, footprints.height / 2])
+    half = gradient.new_tensor([projection.width / 2, projection.height / 2])
     norm = (gradient * half).norm(dim=-1) * len(gradient)
-    seen = footprints.radii > 0
+    seen = projection.radii > 0
     scene.gradient_sum += (norm * seen).sum(0)
     scene.times_seen += seen.sum(0)
 
 
 def change(
     scene: Gaussians, rule: DensificationConfig, step: int, progress: float, generator: torch.Generator
-) -> Succession | None:
+) -> RowMap | None:
     """Densify, prune and reset if it is time to.
 
     Raises:
@@ -51,7 +51,7 @@ def change(
     """
     if not rule.begin <= progress <= rule.end:
         return None
-    parents, renewed = None, False
+    parents, reset = None, False
     if rule.every and step % rule.every == 0:
         parents = _densify(scene, rule, generator)
         parents = parents[_prune(scene, rule, step)]
@@ -61,8 +61,8 @@ def change(
         level = torch.as_tensor(_RESET * rule.prune_opacity).logit().to(scene.opacity_logits)
         scene.opacity_logits.clamp_(max=level)
         parents = torch.arange(len(scene), device=level.device) if parents is None else parents
-        renewed = True
-    return None if parents is None else Succession(parents, (scene.opacity_logits,) if renewed else ())
+        reset = True
+    return None if parents is None else RowMap(parents, (scene.opacity_logits,) if reset else ())
 
 
 def _densify(scene: Gaussians, rule: DensificationConfig, generator: torch.Generator) -> Tensor:

@@ -11,7 +11,7 @@ import torch.nn.functional as F
 from torch import Tensor
 
 from carv3d.scenes import densification, point_cloud
-from carv3d.scenes.base import Footprints, Scene, Succession
+from carv3d.scenes.base import ImageProjection, RowMap, Scene
 from carv3d.scenes.config import GaussiansConfig
 from carv3d.scenes.sampled import sample
 from carv3d.scenes.spherical_harmonics import C0, basis, functions
@@ -116,8 +116,8 @@ class Gaussians(Scene):
 
     @torch.no_grad()
     def after_step(
-        self, step: int, progress: float, footprints: Footprints | None, generator: torch.Generator
-    ) -> Succession | None:
+        self, step: int, progress: float, projection: ImageProjection | None, generator: torch.Generator
+    ) -> RowMap | None:
         """Keep colours in range, note the gradients, and now and then densify and prune.
 
         Raises:
@@ -125,8 +125,8 @@ class Gaussians(Scene):
         """
         # In the parameter and not in `rgb` alone, whose clamp would leave them without a gradient out there.
         self.colours.clamp_(-_COLOUR_MOST, _COLOUR_MOST)
-        if footprints is not None:
-            densification.observe(self, footprints)
+        if projection is not None:
+            densification.observe(self, projection)
         return densification.change(self, self.config.densify, step, progress, generator)
 
     def splats(self) -> bytes:

@@ -11,7 +11,7 @@ import torch.nn.functional as F
 from torch import Tensor
 
 from carv3d.scenes import fused_hash_grid
-from carv3d.scenes.base import Footprints, RadianceField, blob, inside
+from carv3d.scenes.base import ImageProjection, RadianceField, blob, inside
 from carv3d.scenes.config import HashGridConfig
 
 # Müller et al., "Instant neural graphics primitives with a multiresolution hash encoding", 2022, section 3.
@@ -155,5 +155,7 @@ class HashGrid(RadianceField):
         network = [*self.weights, *self.biases]
         return [{"params": [self.table], "lr": lr, "eps": 1e-15}, {"params": network, "lr": 0.1 * lr}]
 
-    def after_step(self, step: int, progress: float, footprints: Footprints | None, generator: torch.Generator) -> None:
+    def after_step(
+        self, step: int, progress: float, projection: ImageProjection | None, generator: torch.Generator
+    ) -> None:
         self.tv_start.fill_(_TV_POINTS * (step + 1))

@@ -124,8 +124,8 @@ class Denoiser:
 
     def predict(self, z_t: Tensor, t: Tensor, condition: Any) -> Tensor:
         """The network's own prediction (N, C, h, w) for noised latents z_t (N, C, h, w), t (N,), N rows."""
-        words = self._family.cast(condition.mixed(condition.cond))
-        return self._family.predict(z_t, t, words, condition.camera)
+        embeddings = self._family.cast(condition.mixed(condition.cond))
+        return self._family.predict(z_t, t, embeddings, condition.camera)
 
     def target(self, z: Tensor, t: Tensor, eps: Tensor) -> Tensor:
         """What `predict` is trained to give for latents z noised by eps: of the network's kind of prediction."""

@@ -20,8 +20,8 @@ from carv3d.system.cache import cache_folder
 from carv3d.teachers.camera_conditioning import camera_vector
 from carv3d.teachers.config import DiffusersTeacherConfig
 from carv3d.teachers.denoiser import Denoiser
-from carv3d.teachers.embeddings import Embeddings
-from carv3d.teachers.families import Family, Loader, Words, family_of, family_of_pipeline, release, resize
+from carv3d.teachers.embeddings import EmbeddingCache
+from carv3d.teachers.families import Family, Loader, PromptEmbeddings, family_of, family_of_pipeline, release, resize
 from carv3d.teachers.families.loaded import LoadedParts
 from carv3d.teachers.text_condition import TextCondition, joined
 from carv3d.teachers.weights import Weights, find
@@ -141,7 +141,7 @@ class DiffusersTeacher:
             )
         key = f"{type(family).__name__} {weights.revision if weights else ''} {self.dtype}"
         folder = cache_folder() / "text" if cached else None
-        self._words = Embeddings(self._embed, key, self.device, folder)
+        self._embeddings = EmbeddingCache(self._embed, key, self.device, folder)
 
     @property
     def source(self) -> str:
@@ -165,7 +165,7 @@ class DiffusersTeacher:
 
     def condition(self, prompt: str, cameras: Cameras, negative: str = "") -> TextCondition:
         """Text (with view words) and camera of each view. Texts are encoded once."""
-        words = self._words([*self._texts(prompt), negative])
+        embeddings = self._embeddings([*self._texts(prompt), negative])
         if self.view_words:
             cond, negatives, weights = self.views.shares(cameras.azimuth, cameras.elevation)
         else:
@@ -178,7 +178,7 @@ class DiffusersTeacher:
         if self.takes_camera:
             camera = camera_vector(cameras.azimuth, cameras.elevation).to(self.device)
         uncond, cond, negatives, weights = (part.to(self.device) for part in (uncond, cond, negatives, weights))
-        return TextCondition(words, uncond, cond, negatives, weights, camera)
+        return TextCondition(embeddings, uncond, cond, negatives, weights, camera)
 
     def text_condition(
         self,
@@ -238,13 +238,13 @@ class DiffusersTeacher:
         uncond = one[[texts.index(negative)] * len(captions)]
         negatives = cond.new_zeros(len(captions), 0, len(texts))
         told = camera.to(self.device) if camera is not None and self.takes_camera else None
-        return TextCondition(self._words(texts), uncond, cond, negatives, negatives[..., 0], told)
+        return TextCondition(self._embeddings(texts), uncond, cond, negatives, negatives[..., 0], told)
 
     def words_condition(
         self,
-        cond: Words,
-        uncond: Words,
-        negatives: Words | None = None,
+        cond: PromptEmbeddings,
+        uncond: PromptEmbeddings,
+        negatives: PromptEmbeddings | None = None,
         weights: Tensor | None = None,
         *,
         camera: Tensor | None = None,
@@ -252,7 +252,7 @@ class DiffusersTeacher:
         """A condition of texts that were encoded elsewhere.
 
         Args:
-            cond, uncond: (R, ...) of each render, by the names in `family.word_shapes()`; "text" of Stable Diffusion.
+            cond, uncond: (R, ...) of each render, by the names in `family.embedding_shapes()`.
             negatives: (R, B, ...) of Perp-Neg's negatives.
             weights: (R, B) of the negatives, at most 0.
             camera: see `caption_condition`.
@@ -260,7 +260,7 @@ class DiffusersTeacher:
         Raises:
             ValueError: other names, or shapes that do not fit.
         """
-        names, rows = self.family.word_shapes(), len(next(iter(cond.values())))
+        names, rows = self.family.embedding_shapes(), len(next(iter(cond.values())))
         given = [cond, uncond, *([negatives] if negatives is not None else [])]
         if any(set(words) != set(names) for words in given):
             raise ValueError(f"the words of a {type(self.family).__name__} are {', '.join(names)}")
@@ -269,13 +269,15 @@ class DiffusersTeacher:
             weights = torch.zeros(rows, count)
         if weights.shape != (rows, count) or any(len(states) != rows for words in given for states in words.values()):
             raise ValueError(f"the words and weights of {rows} renders and {count} negatives do not fit each other")
-        words = {name: torch.cat([cond[name], uncond[name]]) for name in names}
+        embeddings = {name: torch.cat([cond[name], uncond[name]]) for name in names}
         if negatives is not None:
-            words = {name: torch.cat([states, negatives[name].flatten(0, 1)]) for name, states in words.items()}
+            embeddings = {
+                name: torch.cat([states, negatives[name].flatten(0, 1)]) for name, states in embeddings.items()
+            }
         one = torch.eye(rows * (2 + count), device=self.device)
         told = camera.to(self.device) if camera is not None and self.takes_camera else None
         return TextCondition(
-            {name: states.to(self.device) for name, states in words.items()},
+            {name: states.to(self.device) for name, states in embeddings.items()},
             uncond=one[rows : 2 * rows],
             cond=one[:rows],
             negatives=one[2 * rows :].view(rows, count, len(one)),
@@ -287,7 +289,7 @@ class DiffusersTeacher:
         """Encode the texts of many prompts, which `condition` then only looks up, many at a time."""
         texts = [*dict.fromkeys(text for prompt in prompts for text in self._texts(prompt)), negative]
         for first in range(0, len(texts), _TEXTS):
-            self._words(texts[first : first + _TEXTS])
+            self._embeddings(texts[first : first + _TEXTS])
 
     def _texts(self, prompt: str) -> list[str]:
         """What is encoded of a prompt.
@@ -320,11 +322,11 @@ class DiffusersTeacher:
             if condition.camera is not None:
                 told = torch.zeros_like(condition.camera) if branch == "uncond" else condition.camera
                 cameras += [told] * len(shares)
-        words = [condition.mixed(shares) for shares in texts]
-        joined_words = {name: torch.cat([one[name] for one in words]) for name in words[0]}
+        embeddings = [condition.mixed(shares) for shares in texts]
+        joined_embeddings = {name: torch.cat([one[name] for one in embeddings]) for name in embeddings[0]}
         camera = torch.cat(cameras) if cameras else None
         every = z_t.repeat(len(texts), *[1] * (z_t.ndim - 1))
-        rows = iter(self.family.eps_hat(every, t.repeat(len(texts)), joined_words, camera).chunk(len(texts)))
+        rows = iter(self.family.eps_hat(every, t.repeat(len(texts)), joined_embeddings, camera).chunk(len(texts)))
         found: dict[Branch, Tensor] = {}
         for branch, count in counts.items():
             parts = [next(rows) for _ in range(count)]
@@ -342,7 +344,7 @@ class DiffusersTeacher:
         """
         return Denoiser(self.family, rank=rank, seed=seed)
 
-    def _embed(self, texts: Sequence[str]) -> Words:
+    def _embed(self, texts: Sequence[str]) -> PromptEmbeddings:
         try:
             if self.weights is None:
                 return self.family.embed(texts)

@@ -12,12 +12,12 @@ import torch
 from safetensors import SafetensorError
 from safetensors.torch import load_file, save_file
 
-from carv3d.teachers.families import Words
+from carv3d.teachers.families import PromptEmbeddings
 
 log = logging.getLogger(__name__)
 
 
-class Embeddings:
+class EmbeddingCache:
     """Words of texts, in memory and in a folder.
 
     Attributes:
@@ -25,7 +25,7 @@ class Embeddings:
     """
 
     def __init__(
-        self, embed: Callable[[Sequence[str]], Words], key: str, device: torch.device, folder: Path | None
+        self, embed: Callable[[Sequence[str]], PromptEmbeddings], key: str, device: torch.device, folder: Path | None
     ) -> None:
         """Set up.
 
@@ -36,10 +36,10 @@ class Embeddings:
             folder: see above.
         """
         self._embed, self._key, self._device, self.folder = embed, key, device, folder
-        self._known: dict[str, Words] = {}
-        self._last: tuple[tuple[str, ...], Words] = ((), {})
+        self._known: dict[str, PromptEmbeddings] = {}
+        self._last: tuple[tuple[str, ...], PromptEmbeddings] = ((), {})
 
-    def __call__(self, texts: Sequence[str]) -> Words:
+    def __call__(self, texts: Sequence[str]) -> PromptEmbeddings:
         """Words (V, ...) of V texts; those not known are encoded together. To be read only."""
         if self._last[0] == tuple(texts):  # of the step before
             return self._last[1]
@@ -53,9 +53,9 @@ class Embeddings:
                 self._known[text] = {name: states[row : row + 1].clone() for name, states in new.items()}
                 self._write(text)
         first = self._known[texts[0]]
-        words = {name: torch.cat([self._known[text][name] for text in texts]) for name in first}
-        self._last = (tuple(texts), words)
-        return words
+        embeddings = {name: torch.cat([self._known[text][name] for text in texts]) for name in first}
+        self._last = (tuple(texts), embeddings)
+        return embeddings
 
     def _path(self, text: str) -> Path | None:
         if self.folder is None:
@@ -63,7 +63,7 @@ class Embeddings:
         name = hashlib.sha256("\0".join([self._key, text]).encode()).hexdigest()
         return self.folder / f"{name}.safetensors"
 
-    def _read(self, text: str) -> Words | None:
+    def _read(self, text: str) -> PromptEmbeddings | None:
         path = self._path(text)
         if path is None or not path.is_file():
             return None

@@ -43,11 +43,13 @@ def memory_of(folder: Path, config: Config, device: torch.device) -> TeacherMemo
     side = size // family.reduction
     z = torch.empty(rows, family.config.in_channels, side, side, device="meta")
     t = torch.empty(rows, device="meta", dtype=torch.long)
-    words = {n: torch.empty(rows, *shape, device="meta", dtype=dtype) for n, shape in family.word_shapes().items()}
+    embeddings = {
+        n: torch.empty(rows, *shape, device="meta", dtype=dtype) for n, shape in family.embedding_shapes().items()
+    }
 
     @torch.no_grad()
     def denoise() -> Any:
-        return family.predict(z, t, words, None)
+        return family.predict(z, t, embeddings, None)
 
     vae = getattr(family, "vae", None)
     weights = bytes_of(family.network) + (bytes_of(vae) if vae is not None else 0)

@@ -8,7 +8,7 @@ from dataclasses import dataclass
 import torch
 from torch import Tensor
 
-from carv3d.teachers.families import Words
+from carv3d.teachers.families import PromptEmbeddings
 
 
 @dataclass(frozen=True)
@@ -23,7 +23,7 @@ class TextCondition:
         camera: (N, 4) camera vectors, or None for a teacher that cannot be told.
     """
 
-    words: Words
+    embeddings: PromptEmbeddings
     uncond: Tensor
     cond: Tensor
     negatives: Tensor
@@ -36,19 +36,20 @@ class TextCondition:
     def __getitem__(self, rows: Tensor) -> TextCondition:
         camera = None if self.camera is None else self.camera[rows]
         return TextCondition(
-            self.words, self.uncond[rows], self.cond[rows], self.negatives[rows], self.weights[rows], camera
+            self.embeddings, self.uncond[rows], self.cond[rows], self.negatives[rows], self.weights[rows], camera
         )
 
-    def mixed(self, shares: Tensor) -> Words:
+    def mixed(self, shares: Tensor) -> PromptEmbeddings:
         """Words (N, ...) of shares (N, V) of the texts."""
         return {
-            name: torch.einsum("nv,v...->n...", shares.to(states.dtype), states) for name, states in self.words.items()
+            name: torch.einsum("nv,v...->n...", shares.to(states.dtype), states)
+            for name, states in self.embeddings.items()
         }
 
 
 def joined(conditions: Sequence[TextCondition]) -> TextCondition:
     """The rows of several conditions as one; their texts are kept side by side."""
-    words = {name: torch.cat([one.words[name] for one in conditions]) for name in conditions[0].words}
+    embeddings = {name: torch.cat([one.embeddings[name] for one in conditions]) for name in conditions[0].embeddings}
     counts = [one.cond.shape[-1] for one in conditions]
     total, before = sum(counts), 0
     parts: dict[str, list[Tensor]] = {"uncond": [], "cond": [], "negatives": []}
@@ -59,4 +60,4 @@ def joined(conditions: Sequence[TextCondition]) -> TextCondition:
     uncond, cond, negatives = (torch.cat(rows) for rows in parts.values())
     cameras = [one.camera for one in conditions if one.camera is not None]
     weights = torch.cat([one.weights for one in conditions])
-    return TextCondition(words, uncond, cond, negatives, weights, torch.cat(cameras) if cameras else None)
+    return TextCondition(embeddings, uncond, cond, negatives, weights, torch.cat(cameras) if cameras else None)

@@ -83,7 +83,7 @@ class Trainer:
             norm = torch.nn.utils.get_total_norm([p.grad for p in self.parameters() if p.grad is not None])
             self.optimizer.step()
             self.step_count += 1
-            rows = self.scene.after_step(self.step_count, self.fraction, render.footprints, self.rng)
+            rows = self.scene.after_step(self.step_count, self.fraction, render.projection, self.rng)
             if rows is not None:
                 carry_moments(self.optimizer, list(self.scene.parameters()), rows)
         with self.clock("objective"):

@@ -4,7 +4,7 @@ from pathlib import Path
 from typing import Any
 
 from carv3d.errors import UserError
-from carv3d.teachers.families.base import Family, LatentFamily, Loader, Words, release, resize
+from carv3d.teachers.families.base import Family, LatentFamily, Loader, PromptEmbeddings, release, resize
 from carv3d.teachers.families.deepfloyd import DeepFloyd
 from carv3d.teachers.families.sd3 import StableDiffusion3
 from carv3d.teachers.families.sdxl import StableDiffusionXL
@@ -51,7 +51,7 @@ __all__ = [
     "Family",
     "LatentFamily",
     "Loader",
-    "Words",
+    "PromptEmbeddings",
     "release",
     "resize",
 ]

@@ -25,7 +25,7 @@ KEPT = 2**26  # bytes, the largest text encoder that is not let go
 CLIP_LENGTH = 77  # tokens of the CLIP encoders in use
 
 # By name, what a network is told of V texts: (V, ...) each.
-Words = dict[str, Tensor]
+PromptEmbeddings = dict[str, Tensor]
 
 
 @dataclass(frozen=True)
@@ -176,28 +176,28 @@ class Family(ABC):
         """Pictures (R, 3, H, W) in [0, 1]."""
 
     @abstractmethod
-    def embed(self, texts: Sequence[str]) -> Words:
+    def embed(self, texts: Sequence[str]) -> PromptEmbeddings:
         """What the network is told of V texts; loads the text encoders, and lets them go."""
 
     @abstractmethod
-    def word_shapes(self) -> dict[str, tuple[int, ...]]:
+    def embedding_shapes(self) -> dict[str, tuple[int, ...]]:
         """By name, the shape of one text's words."""
 
     @abstractmethod
-    def predict(self, z_t: Tensor, t: Tensor, words: Words, camera: Tensor | None) -> Tensor:
+    def predict(self, z_t: Tensor, t: Tensor, embeddings: PromptEmbeddings, camera: Tensor | None) -> Tensor:
         """The network's raw prediction (N, C, h, w), float32, for N rows of everything."""
 
-    def cast(self, words: Words) -> Words:
+    def cast(self, embeddings: PromptEmbeddings) -> PromptEmbeddings:
         """Words in the network's number format; text encoders may have another."""
-        return {name: states.to(self.loader.dtype) for name, states in words.items()}
+        return {name: states.to(self.loader.dtype) for name, states in embeddings.items()}
 
-    def eps_hat(self, z_t: Tensor, t: Tensor, words: Words, camera: Tensor | None) -> Tensor:
+    def eps_hat(self, z_t: Tensor, t: Tensor, embeddings: PromptEmbeddings, camera: Tensor | None) -> Tensor:
         """The noise that the network sees in z_t.
 
         From v: `alpha v + sigma z_t` (Salimans and Ho, arXiv 2202.00512). From a flow's velocity, which is of
         `eps - z`: `z_t + alpha v`, since `z_t = alpha z + sigma eps` and `alpha + sigma = 1`.
         """
-        prediction = self.predict(z_t, t, self.cast(words), camera)
+        prediction = self.predict(z_t, t, self.cast(embeddings), camera)
         alpha, sigma = self.schedule.at(t, z_t)
         match self.prediction:
             case "v_prediction":

@@ -8,7 +8,7 @@ from typing import Any
 import torch
 from torch import Tensor
 
-from carv3d.teachers.families.base import Family, Words, t5_states
+from carv3d.teachers.families.base import Family, PromptEmbeddings, t5_states
 
 LENGTH = 77  # tokens it was trained with
 
@@ -32,16 +32,16 @@ class DeepFloyd(Family):
         """See `Family`."""
         return (z * 0.5 + 0.5).clamp(0, 1)
 
-    def embed(self, texts: Sequence[str]) -> Words:
+    def embed(self, texts: Sequence[str]) -> PromptEmbeddings:
         """T5's last hidden states, its padding masked."""
         lower = [text.lower().strip() for text in texts]  # as the model's own pipeline does
         return {"text": t5_states(self.loader, "", lower, LENGTH, masked=True)}
 
-    def word_shapes(self) -> dict[str, tuple[int, ...]]:
+    def embedding_shapes(self) -> dict[str, tuple[int, ...]]:
         """See `Family`."""
         return {"text": (LENGTH, self.config.encoder_hid_dim or self.config.cross_attention_dim)}
 
-    def predict(self, z_t: Tensor, t: Tensor, words: Words, camera: Tensor | None) -> Tensor:
+    def predict(self, z_t: Tensor, t: Tensor, embeddings: PromptEmbeddings, camera: Tensor | None) -> Tensor:
         """See `Family`."""
-        output: Tensor = self.network(z_t.to(self.loader.dtype), t, words["text"], return_dict=False)[0]
+        output: Tensor = self.network(z_t.to(self.loader.dtype), t, embeddings["text"], return_dict=False)[0]
         return output[:, : z_t.shape[1]].float()

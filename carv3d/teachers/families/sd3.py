@@ -9,7 +9,7 @@ import torch
 import torch.nn.functional as F
 from torch import Tensor
 
-from carv3d.teachers.families.base import CLIP_LENGTH, LatentFamily, Words, clip_states, t5_states
+from carv3d.teachers.families.base import CLIP_LENGTH, LatentFamily, PromptEmbeddings, clip_states, t5_states
 
 T5_LENGTH = 256  # tokens, as diffusers' pipeline has it
 
@@ -26,7 +26,7 @@ class StableDiffusion3(LatentFamily):
         self._width = self.config.joint_attention_dim
         self.multiple *= self.config.patch_size
 
-    def embed(self, texts: Sequence[str]) -> Words:
+    def embed(self, texts: Sequence[str]) -> PromptEmbeddings:
         """CLIP's states beside each other, padded to T5's width, then T5's after them (section 4)."""
         from transformers import CLIPTextModelWithProjection
 
@@ -42,17 +42,17 @@ class StableDiffusion3(LatentFamily):
             "pooled": torch.cat([states.text_embeds for states in both], -1),
         }
 
-    def word_shapes(self) -> dict[str, tuple[int, ...]]:
+    def embedding_shapes(self) -> dict[str, tuple[int, ...]]:
         """See `Family`."""
         return {"text": (CLIP_LENGTH + T5_LENGTH, self._width), "pooled": (self.config.pooled_projection_dim,)}
 
-    def predict(self, z_t: Tensor, t: Tensor, words: Words, camera: Tensor | None) -> Tensor:
+    def predict(self, z_t: Tensor, t: Tensor, embeddings: PromptEmbeddings, camera: Tensor | None) -> Tensor:
         """See `Family`; the velocity."""
         output: Tensor = self.network(
             hidden_states=z_t.to(self.loader.dtype),
             timestep=self.schedule.times[t],
-            encoder_hidden_states=words["text"],
-            pooled_projections=words["pooled"],
+            encoder_hidden_states=embeddings["text"],
+            pooled_projections=embeddings["pooled"],
             return_dict=False,
         )[0]
         return output.float()

@@ -8,7 +8,7 @@ from typing import Any
 from torch import Tensor
 
 from carv3d.errors import UserError
-from carv3d.teachers.families.base import CLIP_LENGTH, LatentFamily, Words, clip_states
+from carv3d.teachers.families.base import CLIP_LENGTH, LatentFamily, PromptEmbeddings, clip_states
 
 
 class StableDiffusion(LatentFamily):
@@ -28,21 +28,21 @@ class StableDiffusion(LatentFamily):
             raise UserError(f"{self.loader.folder}: its U-Net takes no camera vector; set teacher.camera=none")
         self.takes_camera = self.has_camera and self.camera != "none"
 
-    def embed(self, texts: Sequence[str]) -> Words:
+    def embed(self, texts: Sequence[str]) -> PromptEmbeddings:
         """The last hidden states."""
         from transformers import CLIPTextModel
 
         return {"text": clip_states(self.loader, CLIPTextModel, "", texts).last_hidden_state}
 
-    def word_shapes(self) -> dict[str, tuple[int, ...]]:
+    def embedding_shapes(self) -> dict[str, tuple[int, ...]]:
         """See `Family`."""
         return {"text": (CLIP_LENGTH, self.config.cross_attention_dim)}
 
-    def predict(self, z_t: Tensor, t: Tensor, words: Words, camera: Tensor | None) -> Tensor:
+    def predict(self, z_t: Tensor, t: Tensor, embeddings: PromptEmbeddings, camera: Tensor | None) -> Tensor:
         """See `Family`."""
         dtype = self.loader.dtype
         labels = None
         if self.has_camera:
             labels = z_t.new_zeros(len(z_t), 4, dtype=dtype) if camera is None else camera.to(dtype)
-        output: Tensor = self.network(z_t.to(dtype), t, words["text"], class_labels=labels, return_dict=False)[0]
+        output: Tensor = self.network(z_t.to(dtype), t, embeddings["text"], class_labels=labels, return_dict=False)[0]
         return output.float()
