@@ -16,7 +16,6 @@ import math
 import os
 import shutil
 import time
-from collections.abc import Callable
 from itertools import groupby
 from pathlib import Path
 from typing import Any
@@ -25,6 +24,7 @@ import torch
 import torch.nn.functional as F
 from diffusers import AutoencoderKL, DDIMScheduler, StableDiffusionPipeline, UNet2DConditionModel
 from safetensors.torch import load_file, save_file
+from safetensors.torch import save as to_bytes
 from tokenizers import Tokenizer, models, pre_tokenizers, trainers
 from torch import Tensor
 from torch.optim.swa_utils import AveragedModel, get_ema_multi_avg_fn
@@ -33,6 +33,7 @@ from transformers import CLIPTextConfig, CLIPTextModel, CLIPTokenizer
 from carv3d.cameras import Cameras
 from carv3d.images import sheet, write_png
 from carv3d.prompts.views import VIEWS, ViewPrompts
+from carv3d.runs import replace_file
 from carv3d.shapes import COLOURS, SHAPES, Thing, colourise, palette, shade_maps, training_views
 from carv3d.system.arithmetic import autocast
 from carv3d.teachers import DiffusersTeacher
@@ -43,13 +44,6 @@ from carv3d.teachers.ddim import ddim_sample
 SIZE, LATENT_CHANNELS, TEXT_LENGTH = 64, 8, 16
 STAGES = ("data", "autoencoder", "unet", "pipeline")
 BUILTIN = Path(__file__).resolve().parents[1] / "carv3d" / "teachers" / "builtin"
-
-
-def write_atomically(path: Path, write: Callable[[Path], None]) -> None:
-    """Write through a temporary name, so that a kill leaves the old file or the new one."""
-    temporary = path.with_name(path.name + ".tmp")
-    write(temporary)
-    os.replace(temporary, path)
 
 
 def log(work: Path, **record: Any) -> None:
@@ -90,7 +84,7 @@ class Trainer:
         tensors |= {"generator": self.generator.get_state(), "step": torch.tensor(self.step)}
         # Text encoder and its average may share buffers, which safetensors refuses.
         tensors = {k: v.detach().clone().contiguous() for k, v in tensors.items()}
-        write_atomically(self.path, lambda p: save_file(tensors, p))
+        replace_file(self.path, to_bytes(tensors))
 
     def _load(self) -> None:
         tensors = load_file(self.path)
@@ -132,7 +126,7 @@ def make_data(work: Path, views: int) -> None:
         "elevation": torch.cat(elevations),
     }
     tensors = {k: v.contiguous() for k, v in tensors.items()}
-    write_atomically(work / "data.safetensors", lambda p: save_file(tensors, p))
+    replace_file(work / "data.safetensors", to_bytes(tensors))
 
 
 # --------------------------------------------------------------------------------------- autoencoder
@@ -339,7 +333,7 @@ def encode_everything(work: Path, vae: AutoencoderKL, colours: int) -> Tensor:
                 parts = [vae.encode(colourise(m.float() / 255, paints) * 2 - 1) for m in maps.split(64)]
             latents.append(torch.cat([part.latent_dist.mode() for part in parts]).half())
             log(work, stage="latents", colour=colour)
-        write_atomically(path, lambda p: save_file({"latents": torch.stack(latents, 1).contiguous()}, p))
+        replace_file(path, to_bytes({"latents": torch.stack(latents, 1).contiguous()}))
     return load_file(path)["latents"]
 
 

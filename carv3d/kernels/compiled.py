@@ -2,7 +2,6 @@
 
 from __future__ import annotations
 
-import fcntl
 import importlib
 import importlib.util
 import os
@@ -14,6 +13,7 @@ from contextlib import contextmanager, redirect_stdout
 from pathlib import Path
 
 import torch
+from filelock import FileLock
 
 from carv3d.errors import UserError
 from carv3d.runs.storage import replace_file
@@ -103,7 +103,6 @@ def _alone(package: str) -> Iterator[None]:
     from torch.utils.cpp_extension import _get_build_directory
 
     build = Path(_get_build_directory(f"{package}_cuda", verbose=False))
-    with open(build.parent / f".{package}-carv3d.lock", "a", encoding="utf-8") as own:
-        fcntl.flock(own, fcntl.LOCK_EX)
+    with FileLock(build.parent / f".{package}-carv3d.lock"):
         (build / "lock").unlink(missing_ok=True)
         yield

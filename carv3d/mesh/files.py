@@ -14,8 +14,6 @@ bits of linear light show steps in dark colours.
 
 from __future__ import annotations
 
-import os
-import tempfile
 from collections.abc import Callable, Sequence
 from pathlib import Path
 from typing import Any
@@ -33,6 +31,7 @@ from trimesh.visual.material import PBRMaterial, SimpleMaterial
 from carv3d.errors import UserError
 from carv3d.mesh.base import Floats, Mesh
 from carv3d.mesh.raster import sample_texture
+from carv3d.runs.storage import replace_files
 
 WORLD_TO_Y_UP = np.array([[0, 1, 0], [0, 0, 1], [1, 0, 0]], np.float32)
 """World y, z, x become file x, y, z: a rotation that stands the object up and turns its front to +z."""
@@ -64,12 +63,7 @@ def save(mesh: Mesh, folder: Path | str, formats: Sequence[str] = ("glb",), name
     contents = {file: data for kind in formats for file, data in _WRITERS[kind](mesh, name).items()}
     folder = Path(folder)
     folder.mkdir(parents=True, exist_ok=True)
-    # Beside the target, so that moving is a rename on the same disk.
-    with tempfile.TemporaryDirectory(prefix=f".{name}-", dir=folder) as temporary:
-        for file, data in contents.items():
-            (Path(temporary) / file).write_bytes(data)
-        for file in contents:
-            os.replace(Path(temporary) / file, folder / file)
+    replace_files(folder, contents)
     return [folder / file for file in contents]
 
 

@@ -1,38 +1,74 @@
-"""One process at a time in a folder that the same command goes on with."""
+"""Locks: one process at a time works in a folder, or builds a package's kernels. The system frees them at a kill."""
 
 from __future__ import annotations
 
-import fcntl
+import os
 from collections.abc import Iterator
 from contextlib import contextmanager
 from pathlib import Path
+
+from filelock import FileLock, Timeout
 
 from carv3d.errors import UserError
 from carv3d.runs.storage import disk_errors
 
 
+class FolderLock:
+    """The lock of a folder: the file `.lock` in it, which holds the process number of the owner.
+
+    Args:
+        folder: exists.
+        owner: what holds the lock if this process does not get it, for the error.
+    """
+
+    def __init__(self, folder: Path, owner: str = "another process") -> None:
+        self.folder, self._owner = folder, owner
+        self._lock = FileLock(folder / ".lock", timeout=0)
+
+    def acquire(self) -> None:
+        """Take the lock.
+
+        Raises:
+            UserError: another process has it, or the disk may not be written to.
+        """
+        path = self.folder / ".lock"
+        with disk_errors(self.folder):
+            try:
+                self._lock.acquire()
+            except Timeout:
+                pid = path.read_text(encoding="utf-8").strip()
+                who = f"{self._owner} ({pid})" if pid else self._owner
+                raise UserError(f"{self.folder} is in use by {who}; wait for it or stop it") from None
+            try:
+                path.write_text(f"pid {os.getpid()}", encoding="utf-8")
+            except OSError:  # a full disk
+                self._lock.release()
+                raise
+
+    def release(self) -> None:
+        """Give the lock back, if this process has it."""
+        self._lock.release()
+
+
 @contextmanager
 def locked(folder: Path, command: str) -> Iterator[None]:
-    """Hold a folder, which is made if it is not there; the system lets go of it however the process ends.
+    """Hold the lock of a folder, which is made if it is not there.
 
     Args:
         folder: of results.
-        command: what works in it, for the message.
+        command: what works in the folder, for the error.
 
     Raises:
         UserError: another process has it.
     """
     with disk_errors(folder):
         folder.mkdir(parents=True, exist_ok=True)
-        lock = open(folder / ".lock", "a", encoding="utf-8")  # noqa: SIM115
-    with lock:
-        try:
-            fcntl.flock(lock, fcntl.LOCK_EX | fcntl.LOCK_NB)
-        except BlockingIOError:
-            raise UserError(f"{folder} is in use by another `{command}`; wait for it or stop it") from None
-        try:
-            yield
-        finally:
-            if {path.name for path in folder.iterdir()} == {".lock"}:  # nothing is left of a mistake
-                (folder / ".lock").unlink()
-                folder.rmdir()
+    lock = FolderLock(folder, f"another `{command}`")
+    lock.acquire()
+    try:
+        yield
+    finally:
+        if {path.name for path in folder.iterdir()} == {".lock"}:  # nothing is left of a mistake
+            (folder / ".lock").unlink()
+            folder.rmdir()
+        lock.release()

@@ -10,10 +10,8 @@ outputs/<config>/<prompt>-<n>/
 
 from __future__ import annotations
 
-import fcntl
 import json
 import logging
-import os
 import re
 import shlex
 import shutil
@@ -23,7 +21,7 @@ from abc import ABC, abstractmethod
 from collections.abc import Mapping, Sequence
 from functools import cached_property
 from pathlib import Path
-from typing import IO, TYPE_CHECKING, Any, ClassVar, Generic, TypeVar
+from typing import TYPE_CHECKING, Any, ClassVar, Generic, TypeVar
 
 import torch
 from torch import Tensor
@@ -32,6 +30,7 @@ from carv3d.config import Config, load, to_yaml
 from carv3d.errors import UserError
 from carv3d.runs.checkpoints import Checkpoint, Checkpoints, refuse_pickle
 from carv3d.runs.environment import environment
+from carv3d.runs.locking import FolderLock
 from carv3d.runs.metrics import MetricsLog
 from carv3d.runs.storage import disk_errors, replace_file
 
@@ -61,7 +60,7 @@ class RunFolder(ABC, Generic[_C]):
     def __init__(self, path: Path) -> None:
         self.path = path
         self.checkpoints = Checkpoints(path / "checkpoints", self.trained)
-        self._lock: IO[str] | None = None
+        self._lock: FolderLock | None = None
         self._log: _LogFile | None = None
         self._metrics: MetricsLog | None = None
 
@@ -219,7 +218,7 @@ class RunFolder(ABC, Generic[_C]):
                 logging.getLogger("carv3d").removeHandler(handler)
                 handler.close()
             if lock is not None:
-                lock.close()
+                lock.release()
 
     def __enter__(self) -> Self:
         return self
@@ -229,21 +228,10 @@ class RunFolder(ABC, Generic[_C]):
 
     def _begin_writing(self) -> None:
         """Take the lock and send the program's log to `log.txt` too."""
-        with disk_errors(self.path):
-            lock = open(self.path / ".lock", "a+", encoding="utf-8")  # noqa: SIM115
+        lock = FolderLock(self.path)
+        lock.acquire()
         self._lock = lock
-        try:
-            fcntl.flock(lock, fcntl.LOCK_EX | fcntl.LOCK_NB)
-        except BlockingIOError:
-            lock.seek(0)
-            owner = lock.read().strip()
-            self.close()
-            who = f"another process ({owner})" if owner else "another process"
-            raise UserError(f"{self.path} is in use by {who}; wait for it or stop it") from None
         with disk_errors(self.path):
-            lock.truncate(0)
-            lock.write(f"pid {os.getpid()}")
-            lock.flush()
             self._log = _LogFile(self.path / "log.txt", encoding="utf-8")
         self._log.setFormatter(logging.Formatter("%(asctime)s %(levelname)s %(message)s", "%F %T"))
         logger = logging.getLogger("carv3d")

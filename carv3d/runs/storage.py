@@ -4,7 +4,7 @@ from __future__ import annotations
 
 import errno
 import os
-from collections.abc import Iterator
+from collections.abc import Iterator, Mapping
 from contextlib import contextmanager
 from pathlib import Path
 
@@ -59,14 +59,32 @@ def replace_file(path: Path, data: bytes) -> None:
     Raises:
         UserError: the disk is full, or may not be written to.
     """
-    if path.exists() and not path.is_file():
-        raise UserError(f"cannot write {path}: something that is no plain file is there; use another path")
-    with disk_errors(path):
-        temporary = path.parent / f".{path.name}-{os.getpid()}.tmp"
-        try:
-            write_synced(temporary, data)
-            os.replace(temporary, path)
-        except BaseException:
-            temporary.unlink(missing_ok=True)
-            raise
-        sync_folder(path.parent)
+    replace_files(path.parent, {path.name: data})
+
+
+def replace_files(folder: Path, contents: Mapping[str, bytes]) -> None:
+    """Write files so that each is the old or the new one at any moment; none is replaced before all are written.
+
+    Args:
+        folder: exists.
+        contents: by file name.
+
+    Raises:
+        UserError: the disk is full, or may not be written to.
+    """
+    temporary = {name: folder / f".{name}-{os.getpid()}.tmp" for name in contents}
+    for name in contents:
+        path = folder / name
+        if path.exists() and not path.is_file():
+            raise UserError(f"cannot write {path}: something that is no plain file is there; use another path")
+    try:
+        for name, data in contents.items():
+            with disk_errors(folder / name):
+                write_synced(temporary[name], data)
+        for name in contents:
+            with disk_errors(folder / name):
+                os.replace(temporary[name], folder / name)
+    finally:
+        for path in temporary.values():
+            path.unlink(missing_ok=True)
+    sync_folder(folder)
