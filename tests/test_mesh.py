@@ -2,8 +2,10 @@
 
 from __future__ import annotations
 
+import errno
 import json
 import math
+import os
 from collections.abc import Callable
 from dataclasses import replace
 from pathlib import Path
@@ -365,16 +367,16 @@ class TestFiles:
     ) -> None:
         save(baked, tmp_path, ["glb"])
         before = (tmp_path / "mesh.glb").read_bytes()
-        write, calls = Path.write_bytes, []
+        sync, calls = os.fsync, []
 
-        def fill_the_disk(path: Path, data: bytes) -> int:
-            calls.append(path)
+        def fill_the_disk(descriptor: int) -> None:
+            calls.append(descriptor)
             if len(calls) == 3:
-                raise OSError("No space left on device")
-            return write(path, data)
+                raise OSError(errno.ENOSPC, "No space left on device")
+            sync(descriptor)
 
-        monkeypatch.setattr(Path, "write_bytes", fill_the_disk)
-        with pytest.raises(OSError, match="No space"):
+        monkeypatch.setattr(os, "fsync", fill_the_disk)
+        with pytest.raises(UserError, match="the disk is full"):
             save(replace(baked, vertices=2 * baked.vertices), tmp_path, ["glb", "obj", "ply"])
         assert [path.name for path in tmp_path.iterdir()] == ["mesh.glb"]
         assert (tmp_path / "mesh.glb").read_bytes() == before
