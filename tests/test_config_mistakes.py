@@ -3,6 +3,8 @@
 from __future__ import annotations
 
 import dataclasses
+import math
+from operator import attrgetter
 from pathlib import Path
 from typing import Any, Literal, get_args, get_origin
 
@@ -17,6 +19,7 @@ from carv3d.config import (
     to_yaml,
     validate,
 )
+from carv3d.config.keys import walk
 from carv3d.errors import UserError
 from carv3d.generation.config import require_prompt
 from tests.config_keys import KINDS, kind_overrides, leaves, one_line
@@ -74,6 +77,7 @@ def test_any_unknown_key_is_refused(data: st.DataObject) -> None:
         ("guidance.t_max.lst=1", "'guidance.t_max.last'"),  # inside a ramp
         ("scene.levels=3", "scene.type=hash_grid"),  # of another kind
         ("qqqq=1", "carv3d config"),  # like nothing at all
+        ("guidance.noise=antithetic", "it is called 'guidance.coupling' now"),  # an older name
     ],
 )
 def test_suggestion(override: str, expected: str) -> None:
@@ -236,6 +240,43 @@ def test_value_out_of_range_is_refused(override: str) -> None:
     with pytest.raises(UserError) as error:
         validate(load(None, [override]))
     assert override.partition("=")[0].removesuffix(".end") in one_line(error)
+
+
+@pytest.mark.parametrize(
+    ("text", "expected"),
+    [
+        ("seed: 1\nguidance: {renders: 0}\n", ":2: guidance.renders must be at least 1, not 0"),
+        ("scene:\n  bound: 0\n", ":2: scene.bound must be greater than 0, not 0"),
+        ("views: {front: 200}\n", ":1: views.front must be from 0 to 180, not 200"),
+        ("mesh: {threshold: 1.0}\n", ":1: mesh.threshold must be a share of the light"),
+        ("optimizer: {betas: [0.9, .nan]}\n", ":1: optimizer.betas must be finite"),
+        ("optimizer: {betas: [0.9, true]}\n", ":1: optimizer.betas takes two numbers"),
+        ("guidance:\n  t_max: {last: 2}\n", ":2: guidance.t_max must be from 0 to 1, not 2"),
+        ("guidance:\n  t_max: 1.5\n", ":2: guidance.t_max must be from 0 to 1, not 1.5"),
+        ("scene: {type: gaussians, densify: {prune_opacity: 0.5}}\n", "must be at least 0 and less than 0.5"),
+    ],
+)
+def test_value_out_of_range_in_a_file_has_its_line(tmp_path: Path, text: str, expected: str) -> None:
+    file = tmp_path / "x.yaml"
+    file.write_text(text)
+    with pytest.raises(UserError) as error:
+        load(file)
+    assert expected in one_line(error)
+
+
+@settings(max_examples=60)
+@given(st.data())
+def test_values_of_a_config_object_are_checked_too(data: st.DataObject) -> None:
+    """What Python code sets is held against the same declaration as a file."""
+    config = Config()
+    path, field = data.draw(st.sampled_from([(p, f) for p, f, _ in walk(config) if f.hint in (int, float)]))
+    low = field.key.ge if field.key.gt is None else field.key.gt
+    section, _, name = path.rpartition(".")
+    parent = attrgetter(section)(config) if section else config
+    wrong = [math.nan, math.inf, "3"] + ([] if low is None else [field.hint(low - 1)])
+    setattr(parent, name, data.draw(st.sampled_from(wrong)))
+    with pytest.raises(UserError, match=rf"^{path} "):
+        validate(config)
 
 
 def test_prompt_is_asked_for_where_it_is_needed() -> None:
