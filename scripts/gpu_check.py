@@ -24,7 +24,7 @@ import torch
 import typer
 
 ROOT = Path(__file__).resolve().parents[1]
-sys.path[:0] = [str(ROOT), str(ROOT / "scripts")]
+sys.path.insert(0, str(ROOT))
 
 from carv3d.config import find_config, load, validate  # noqa: E402
 from carv3d.runs.environment import cpu_name, device_name  # noqa: E402
@@ -97,11 +97,11 @@ class Check:
 
     def backends(self) -> list[dict[str, Any]]:
         """Every backend beside torch: agreement and times."""
-        import benchmark_backends
+        from scripts.benchmarks.backends import compare_all
 
         sizes, rounds = ((16,), 1) if self.quick else ((64, 256, 512), 10)
-        rows, _ = benchmark_backends.compare_all(self.device, sizes, rounds)
-        return [vars(row) for row in rows]
+        table, _ = compare_all(self.device, sizes, rounds)
+        return [dict(zip(table.columns, row, strict=True)) for row in table.rows]
 
     def families(self) -> dict[str, Any]:
         """A run of every family on a tiny pipeline, from its config to a mesh, and on from its checkpoint."""
@@ -200,28 +200,23 @@ class Check:
 
     def sizes(self) -> list[dict[str, Any]]:
         """Steps at real sizes, with random weights: times, share of the device's peak, memory."""
-        import random_teacher
-        from benchmark import measure, show
+        from scripts.benchmarks.harness import Bench
+        from scripts.benchmarks.steps import at_size
+        from scripts.random_teacher import make
 
         every = []
         for name in SIZES[: 1 if self.quick else None]:
-            divide = 10 if self.quick else 1
-            folder = self.work / f"{name}{'-tiny' * self.quick}"
             with torch.device(self.device):
-                random_teacher.make(name, folder, divide=divide)
-            options = _Options(
-                work=self.work,
-                divide=divide,
-                device=self.device.type,
-                grid=[(1, 1), (1, 2)] if self.quick else [(1, 1), (4, 1), (1, 4), (1, 8), (1, 16)],
-                naive=2 if self.quick else 8,
-                rounds=1 if self.quick else 5,
-            )
-            words = ["teacher.image_size=64", "cameras.height=16", "cameras.width=16"] if self.quick else []
-            row = measure(name, words, options)
+                folder = make(name, self.work / f"{name}{'-tiny' * self.quick}", divide=10 if self.quick else 1)
+            table = at_size(name, Bench("steps", [], self.device, self.work, 0.0, 0, self.quick, []))
+            row: dict[str, Any] = {
+                "model": name,
+                "steps": [dict(zip(table.columns, r, strict=True)) for r in table.rows],
+            }
             row["doctor"] = self.done(self.run("doctor", name, f"teacher.path={folder}", "teacher.mirrors=[]"))["said"]
+            words = ["teacher.image_size=64", "cameras.height=64", "cameras.width=64"] if self.quick else []
             row["late"] = self.late(name, folder, words)
-            show(row)
+            print(table.markdown())
             every.append(row)
         return every
 
@@ -247,13 +242,6 @@ class Check:
                 "memory": torch.cuda.max_memory_allocated() / GIB if self.device.type == "cuda" else None,
             }
         return found
-
-
-class _Options:
-    """What `measure` reads."""
-
-    def __init__(self, **values: Any) -> None:
-        self.__dict__.update(values)
 
 
 def main(

@@ -1,0 +1,51 @@
+"""`python -m scripts.benchmarks SUITE [KEY=VALUE]...`, and `python -m scripts.benchmarks docs`."""
+
+from __future__ import annotations
+
+import sys
+from pathlib import Path
+from typing import Annotated
+
+import torch
+import typer
+
+from carv3d.errors import UserError
+from carv3d.runs import replace_file
+from scripts.benchmarks.harness import PAGE, RESULTS, Bench, every_table, run, suites, with_tables
+
+app = typer.Typer(add_completion=False, pretty_exceptions_enable=False)
+
+
+@app.command(epilog="Suites: " + ", ".join(suites()) + ". `docs` writes the results into docs/benchmarks.md.")
+def benchmarks(
+    suite: Annotated[str, typer.Argument(help="What is measured, or docs.")],
+    words: Annotated[list[str] | None, typer.Argument(metavar="[KEY=VALUE]...", help="For the configs.")] = None,
+    tables: Annotated[str, typer.Option(help="Only these tables, separated by commas.")] = "",
+    device: Annotated[str, typer.Option(help="auto, cpu or cuda.")] = "auto",
+    budget: Annotated[float, typer.Option(help="Seconds a measurement.")] = 120.0,
+    seed: Annotated[int, typer.Option(help="Of all random numbers.")] = 0,
+    threads: Annotated[int, typer.Option(help="Torch threads on the CPU.")] = 1,
+    quick: Annotated[bool, typer.Option("--quick", help="Small sizes and few repeats, for a try.")] = False,
+    out: Annotated[Path, typer.Option(help="Folder of runs, and of results unless --save.")] = Path(
+        "outputs/benchmarks"
+    ),
+    save: Annotated[bool, typer.Option("--save", help="Write the results to docs/results.")] = False,
+) -> None:
+    """Measure a suite of benchmarks."""
+    if suite == "docs":
+        replace_file(PAGE, with_tables(PAGE.read_text(encoding="utf-8"), every_table()).encode())
+        return
+    torch.set_num_threads(threads)
+    found = "cuda" if torch.cuda.is_available() else "cpu"
+    where = torch.device(found if device == "auto" else device)
+    names = [name for name in tables.split(",") if name]
+    bench = Bench(suite, list(words or []), where, out, 2.0 if quick else budget, seed, quick, names)
+    run(bench, RESULTS if save else out / "results")
+
+
+if __name__ == "__main__":
+    try:
+        app(prog_name="python -m scripts.benchmarks")
+    except UserError as error:
+        print(f"error: {error}", file=sys.stderr)
+        sys.exit(2)
