@@ -67,6 +67,7 @@ setup(
         "t5": ["protobuf>=4", "sentencepiece>=0.2"],  # reads the tokenizers of Stable Diffusion 3 and DeepFloyd IF
         "test": ["hypothesis>=6", "plyfile>=1", "pytest>=8", "pytest-xdist>=3.6"],
         "dev": ["mypy>=1.11", "ruff>=0.6"],
+        "docs": ["mkdocs-material>=9.5", "mkdocstrings-python>=1.10"],
     },
     entry_points={"console_scripts": ["carv3d = carv3d.cli:main"]},
 )

@@ -113,7 +113,7 @@ def is_function(kind: str, name: str) -> tuple[bool, str]:
         UserError: a plug-in that cannot be imported, or a name that two packages claim.
     """
     if name in names(kind) or "." in name:
-        return callable(find(kind, name)), f"a function, see docs/plugins.md: that of {name} is none"
+        return callable(find(kind, name)), f"a function, see docs/how-to/plugins.md: that of {name} is none"
     near = difflib.get_close_matches(name, names(kind), 1)
     hint = f" (did you mean {near[0]!r}?)" if near else ""
     return False, f"{' or '.join(names(kind))}, or package.Name of a plug-in{hint}"

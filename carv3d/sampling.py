@@ -196,7 +196,7 @@ def noise(
 
     coupled: Tensor = registry.find("coupling", coupling)(normals, resamples)
     if not isinstance(coupled, Tensor) or coupled.shape != (renders, resamples, *shape):
-        raise UserError(f"the noise {coupling!r} must give a tensor (R, K, *latent shape), see docs/plugins.md")
+        raise UserError(f"the noise {coupling!r} must give a tensor (R, K, *latent shape), see docs/how-to/plugins.md")
     return coupled
 
 

@@ -2,7 +2,7 @@
 
     python scripts/check_threestudio.py ~/threestudio --gaussians ~/threestudio-3dgs --mvdream ~/threestudio-mvdream
 
-In a Python with carv3d, pytorch-lightning, lightning and what else threestudio imports (docs/threestudio.md lists it).
+It needs a Python with carv3d and threestudio's imports, such as pytorch-lightning (see docs/how-to/threestudio.md).
 The checkout is copied and not changed. What needs CUDA is replaced, see `scripts/lib/threestudio_cpu.py`.
 
 `gradients`: the same timesteps and noises in both, the gradients at the picture compared. `systems`: threestudio's

@@ -5,7 +5,7 @@
 Every stage is seeded and resumes from its last checkpoint; with `--stop-after` one stage is run. Losses go to
 `log.jsonl` and sample grids to `*.png` in the work folder. The result is `pipeline/`, in the layout of
 diffusers' StableDiffusionPipeline, in half precision; `--install` copies it into the package.
-`scripts/evaluate_builtin_teacher.py` measures it.
+`python -m scripts.benchmarks teacher FOLDER` measures it.
 """
 
 from __future__ import annotations

@@ -3,7 +3,8 @@
 The gradient of a linear layer's weight is a sum of products of what went in and of the loss's gradient at what came
 out; both are at hand for every row after one pass (Goodfellow, "Efficient per-example gradient computations", arXiv
 1510.01799; for convolutions Rochette et al., arXiv 1912.06015, by unfolding). Layers before the first chosen one have
-no backward pass at all. `torch.func.vmap` of `grad` gives the same numbers; which is faster is in docs/attribution.md.
+no backward pass at all. `torch.func.vmap` of `grad` gives the same numbers; docs/how-to/attribution.md has
+their times.
 """
 
 from __future__ import annotations

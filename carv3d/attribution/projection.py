@@ -2,9 +2,10 @@
 
 A count sketch: every parameter goes, with a random sign, to one random place. Its products have the mean and, but for
 a term that it has less of, the variance of a dense matrix of random signs (TRAK's, arXiv 2303.14186), about
-`(|x|^2 |y|^2 + <x, y>^2) / D`, at 1 / D of the work, and there is no matrix. The libraries were looked at: the
-projector of `traker` for CPUs makes its dense matrix anew, block by block, for every batch (docs/attribution.md has the
-times), scikit-learn's keeps its matrix in memory, and what `traker` and `dattri` have that is quick needs CUDA.
+`(|x|^2 |y|^2 + <x, y>^2) / D`, at 1 / D of the work, and there is no matrix. Other libraries: the
+projector of `traker` for CPUs makes its dense matrix again, block by block, for every batch (times are in
+docs/how-to/attribution.md); scikit-learn's keeps its matrix in memory; the fast ones of `traker` and `dattri`
+need CUDA.
 """
 
 from __future__ import annotations

@@ -61,7 +61,7 @@ def config_of(kind: str, name: str) -> type[Any]:
 def _with_type(of: Any, kind: str, name: str) -> type[Any]:
     said = f"the {kind} {name!r}"
     if not (isinstance(of, type) and is_dataclass(of)):
-        raise UserError(f"{said} is no dataclass: its fields are the keys of the config, see docs/plugins.md")
+        raise UserError(f"{said} is no dataclass: its fields are the keys of the config, see docs/how-to/plugins.md")
     if of.__dataclass_params__.frozen:  # type: ignore[attr-defined]
         raise UserError(f"{said} is a frozen dataclass: remove frozen, because keys are set one by one")
     for f in fields(of):
@@ -91,8 +91,8 @@ def _check_kind(of: type[Any], kind: str, said: str) -> None:
         from carv3d.objectives.base import Objective
 
         if not issubclass(of, Objective):
-            raise UserError(f"{said} is no subclass of carv3d.objectives.Objective, see docs/plugins.md")
+            raise UserError(f"{said} is no subclass of carv3d.objectives.Objective, see docs/how-to/plugins.md")
         if missing := sorted(getattr(of, "__abstractmethods__", ())):
-            raise UserError(f"{said} has no method {missing[0]}, see docs/plugins.md")
+            raise UserError(f"{said} has no method {missing[0]}, see docs/how-to/plugins.md")
     elif not callable(getattr(of, "build", None)):
-        raise UserError(f"{said} has no method build(context), see docs/plugins.md")
+        raise UserError(f"{said} has no method build(context), see docs/how-to/plugins.md")

@@ -39,7 +39,7 @@ def benchmarks(
     found = "cuda" if torch.cuda.is_available() else "cpu"
     where = torch.device(found if device == "auto" else device)
     names = [name for name in tables.split(",") if name]
-    bench = Bench(suite, list(words or []), where, out, 2.0 if quick else budget, seed, quick, names)
+    bench = Bench(suite, list(words or []), where, out, 20.0 if quick else budget, seed, quick, names)
     run(bench, RESULTS if save else out / "results")
 
 

@@ -25,7 +25,9 @@ import torch
 from numpy.typing import NDArray
 
 from carv3d.errors import UserError
-from carv3d.runs import replace_file, slug
+from carv3d.generation.generation import load_trainer
+from carv3d.measurement import Observation, observe
+from carv3d.runs import Run, replace_file, slug
 from carv3d.runs.environment import cpu_name, device_name
 
 FOLDER = Path(__file__).parent
@@ -86,6 +88,12 @@ class Bench:
     def wants(self, table: str) -> bool:
         """Whether a table is to be measured."""
         return not self.tables or table in self.tables
+
+    def observe(self, run: Run, step: int) -> Observation:
+        """The variances and costs of a run's checkpoint, see `carv3d.measurement.observe`."""
+        if self.quick:
+            return observe(load_trainer(run, step), renders=(1,), resamples=(1, 2), budget=90.0, precision=1.0)
+        return observe(load_trainer(run, step), budget=self.budget, precision=0.02)
 
     def rng(self) -> torch.Generator:
         """A generator on the device, at the seed."""

@@ -15,8 +15,7 @@ import torch
 
 from carv3d.accounting import decay, window_variance
 from carv3d.cameras import sequence_points
-from carv3d.generation.generation import load_trainer
-from carv3d.measurement import NoiseReport, Observation, observe, report
+from carv3d.measurement import NoiseReport, Observation, report
 from carv3d.measurement.observation import TABLE
 from carv3d.runs import Run
 from scripts.benchmarks.harness import Bench, Table
@@ -60,7 +59,7 @@ def measure(bench: Bench) -> Iterator[tuple[str, Table]]:
         with trained(bench, regime) as run:
             steps = run.config.training.steps
             for step in (steps // 10, steps):
-                observed = observe(load_trainer(run, step), budget=bench.budget, precision=0.02)
+                observed = bench.observe(run, step)
                 table.rows.append([regime, step, *cells(observed)])
                 bench.say(table.rows[-1])
     yield "regimes", table

@@ -131,7 +131,7 @@ def check_checkout(checkout: Path) -> None:
     if missing:
         raise UserError(
             f"{checkout} (threestudio {version}) has another stable-diffusion-guidance than carv3d was made for, "
-            f"without {', '.join(missing)}: see docs/threestudio.md for the commit that is known to work"
+            f"without {', '.join(missing)}: see docs/how-to/threestudio.md for the commit that is known to work"
         )
 
 

@@ -51,7 +51,7 @@ def check() -> None:
     if missing:
         raise ImportError(
             f"this threestudio ({version}) has no {', '.join(missing)}, which carv3d uses: it is older or newer than "
-            "what carv3d was checked with, see docs/threestudio.md"
+            "what carv3d was checked with, see docs/how-to/threestudio.md"
         )
 
 
