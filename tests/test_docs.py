@@ -52,7 +52,8 @@ def test_links_lead_to_files(page: Path) -> None:
 def test_commands_exist(page: Path) -> None:
     """Every `carv3d VERB` and every script that a page names."""
     text = page.read_text(encoding="utf-8")
-    for verb in re.findall(r"(?:^|`|\$ )carv3d (\w+)", text, re.MULTILINE):
+    fenced = "\n".join(re.findall(r"```bash\n(.*?)```", text, re.DOTALL))
+    for verb in [*re.findall(r"^carv3d (\w+)", fenced, re.MULTILINE), *re.findall(r"`carv3d (\w+)", text)]:
         assert verb in VERBS or verb == "VERB", f"carv3d {verb} in {page}"
     for name in re.findall(r"\bscripts/([\w/.]+\.py)\b", text):
         assert (ROOT / "scripts" / name).exists(), name

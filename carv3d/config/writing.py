@@ -65,18 +65,18 @@ def _lines(section: Any, comments: bool, indent: str = "") -> Iterator[str]:
             yield f"{indent}{key}:"
             yield from _lines(value, comments, f"{indent}  ")
             continue
-        note = _note(field) if comments and key != "type" else ""
-        yield f"{indent}{key}: {_value(value, field)}" + (f"  # {note}" if note else "")
+        note = "; ".join(filter(None, [meaning(field), " | ".join(choices(field.hint))]))
+        yield f"{indent}{key}: {_value(value, field)}" + (f"  # {note}" if note and comments and key != "type" else "")
 
 
 def _summary(of: type[Any]) -> str:
     return (inspect.getdoc(of) or "").splitlines()[0]
 
 
-def _note(field: Field) -> str:
-    """Meaning, choices and range."""
+def meaning(field: Field) -> str:
+    """What a key is, and its range in words."""
     limits = "" if field.key.pattern == NOT_BLANK else field.key.limits
-    return "; ".join(filter(None, [field.key.help, " | ".join(choices(field.hint)), limits]))
+    return "; ".join(filter(None, [field.key.help, limits]))
 
 
 def _value(value: Any, field: Field | None) -> str:

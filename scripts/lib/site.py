@@ -22,6 +22,7 @@ from carv3d.config.keys import Field, choices, fields_of  # noqa: E402
 from carv3d.config.linear_schedule import LinearSchedule  # noqa: E402
 from carv3d.config.schemas import PIPELINES  # noqa: E402
 from carv3d.config.values import accepted  # noqa: E402
+from carv3d.config.writing import meaning  # noqa: E402
 
 
 def on_page_markdown(markdown: str, page: Any, **_: Any) -> str:
@@ -53,7 +54,7 @@ def _section(config: type[Any], path: str, prefix: str) -> Iterator[str]:
     if keys:
         yield "| key | type | default | meaning |\n|---|---|---|---|"
     for name, field in keys.items():
-        yield f"| `{path}{name}` | {_type(field)} | `{_default(getattr(default, name))}` | {_meaning(field)} |"
+        yield f"| `{path}{name}` | {_type(field)} | `{_default(getattr(default, name))}` | {meaning(field).replace('|', chr(92) + '|')} |"
     for name, field in known.items():
         if field.component:
             for other in registry.names(field.component.kind):
@@ -80,7 +81,3 @@ def _type(field: Field) -> str:
 
 def _default(value: Any) -> str:
     return str(value) if value != "" else '""'
-
-
-def _meaning(field: Field) -> str:
-    return "; ".join(filter(None, [field.key.help, field.key.limits])).replace("|", "\\|")
