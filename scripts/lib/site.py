@@ -54,7 +54,8 @@ def _section(config: type[Any], path: str, prefix: str) -> Iterator[str]:
     if keys:
         yield "| key | type | default | meaning |\n|---|---|---|---|"
     for name, field in keys.items():
-        yield f"| `{path}{name}` | {_type(field)} | `{_default(getattr(default, name))}` | {meaning(field).replace('|', chr(92) + '|')} |"
+        value, said = _default(getattr(default, name)), meaning(field).replace("|", "\\|")
+        yield f"| `{path}{name}` | {_type(field)} | `{value}` | {said} |"
     for name, field in known.items():
         if field.component:
             for other in registry.names(field.component.kind):
