@@ -10,7 +10,6 @@ multiple of the mean of all Gaussians.
 from __future__ import annotations
 
 import logging
-from typing import TYPE_CHECKING
 
 import torch
 from torch import Tensor
@@ -18,9 +17,7 @@ from torch import Tensor
 from carv3d.errors import UserError
 from carv3d.scenes.base import ImageProjection, RowMap
 from carv3d.scenes.config import DensificationConfig
-
-if TYPE_CHECKING:
-    from carv3d.scenes.gaussians import Gaussians
+from carv3d.scenes.gaussian_cloud import GaussianCloud
 
 log = logging.getLogger(__name__)
 
@@ -28,7 +25,7 @@ _SHRINK = 1.6  # of the halves of a split (Kerbl et al. 2023, section 5.2)
 _RESET = 2.0  # opacity after a reset, in units of the pruning threshold: what is not wanted falls below it
 
 
-def observe(scene: Gaussians, projection: ImageProjection) -> None:
+def observe(scene: GaussianCloud, projection: ImageProjection) -> None:
     """Add a step's gradients on the image to the scene's notes, each render's for itself."""
     gradient = projection.centres.grad
     if gradient is None:
@@ -42,7 +39,7 @@ def observe(scene: Gaussians, projection: ImageProjection) -> None:
 
 
 def change(
-    scene: Gaussians, rule: DensificationConfig, step: int, progress: float, generator: torch.Generator
+    scene: GaussianCloud, rule: DensificationConfig, step: int, progress: float, generator: torch.Generator
 ) -> RowMap | None:
     """Densify, prune and reset if it is time to.
 
@@ -65,7 +62,7 @@ def change(
     return None if parents is None else RowMap(parents, (scene.opacity_logits,) if reset else ())
 
 
-def _densify(scene: Gaussians, rule: DensificationConfig, generator: torch.Generator) -> Tensor:
+def _densify(scene: GaussianCloud, rule: DensificationConfig, generator: torch.Generator) -> Tensor:
     """Clone and split; (N,) the rows that the new ones come from."""
     mean = scene.gradient_sum / scene.times_seen.clamp_min(1)
     reference = scene.gradient_sum.sum() / scene.times_seen.sum().clamp_min(1)
@@ -98,7 +95,7 @@ def _densify(scene: Gaussians, rule: DensificationConfig, generator: torch.Gener
     return parents
 
 
-def _prune(scene: Gaussians, rule: DensificationConfig, step: int) -> Tensor:
+def _prune(scene: GaussianCloud, rule: DensificationConfig, step: int) -> Tensor:
     """Remove what hardly shows, is too large or has left the cube; the rows kept.
 
     Raises:
@@ -123,12 +120,12 @@ def _prune(scene: Gaussians, rule: DensificationConfig, step: int) -> Tensor:
     return kept
 
 
-def _take(scene: Gaussians, rows: Tensor) -> None:
+def _take(scene: GaussianCloud, rows: Tensor) -> None:
     for parameter in scene.parameters():
         parameter.data = parameter.data[rows]
         parameter.grad = None
 
 
-def _zero_notes(scene: Gaussians) -> None:
+def _zero_notes(scene: GaussianCloud) -> None:
     scene.gradient_sum = torch.zeros_like(scene.opacity_logits.data)
     scene.times_seen = torch.zeros_like(scene.opacity_logits.data)

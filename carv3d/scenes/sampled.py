@@ -3,16 +3,13 @@
 from __future__ import annotations
 
 import math
-from typing import TYPE_CHECKING
 
 import torch
 import torch.nn.functional as F
 from torch import Tensor
 
 from carv3d.scenes.base import inside
-
-if TYPE_CHECKING:
-    from carv3d.scenes.gaussians import Gaussians
+from carv3d.scenes.gaussian_cloud import GaussianCloud
 
 _CANDIDATES = 2**21  # pairs of a Gaussian and a grid point held at a time
 _LEAST = 1 / 255  # optical thickness below which a Gaussian ends, as on the image
@@ -46,7 +43,7 @@ class SampledField:
 
 
 @torch.no_grad()
-def sample(scene: Gaussians, resolution: int) -> SampledField:
+def sample(scene: GaussianCloud, resolution: int) -> SampledField:
     """The scene's density on a grid of `resolution` points a side.
 
     A ray through the middle of a Gaussian of opacity o meets the optical thickness -log(1 - o), as on an image; for

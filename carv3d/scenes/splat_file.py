@@ -4,11 +4,11 @@ from __future__ import annotations
 
 import torch
 
-from carv3d.scenes.gaussians import Gaussians
+from carv3d.scenes.gaussian_cloud import GaussianCloud
 
 
 @torch.no_grad()
-def to_ply(scene: Gaussians) -> bytes:
+def to_ply(scene: GaussianCloud) -> bytes:
     """A scene as a little-endian .ply file, a vertex a Gaussian.
 
     Columns are x y z, nx ny nz, f_dc_*, f_rest_*, opacity, scale_*, rot_*: world units and the world's axes (z up),
