@@ -1,4 +1,4 @@
-"""How noisy a gradient is, what it costs, and what a method gains: for anyone's gradients and anyone's steps."""
+"""Variance, cost and efficiency of gradient estimates. These functions work with the gradients of any pipeline."""
 
 from carv3d.accounting.cost import CostMeter, CostModel
 from carv3d.accounting.efficiency import Baseline, best_resamples, relative_efficiency

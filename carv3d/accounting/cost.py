@@ -1,4 +1,4 @@
-"""What a step costs, and the paper's model of it."""
+"""The cost of a step, and the paper's model of it."""
 
 from __future__ import annotations
 
@@ -11,14 +11,14 @@ from carv3d.system.clock import Clock
 
 
 class CostMeter:
-    """Times steps of several settings in turns, so that a slow moment of the machine hits all of them alike.
+    """Times steps of several settings in turns, so that a slow moment of the machine affects all of them.
 
     Attributes:
         rounds: by setting, the parts' seconds of each round.
     """
 
     def __init__(self, clock: Clock) -> None:
-        """`clock` is the one that the steps count their parts on."""
+        """`clock` is the clock that measures the parts of the steps."""
         self._clock = clock
         self.rounds: dict[tuple[int, int], list[dict[str, float]]] = {}
 
@@ -37,7 +37,7 @@ class CostMeter:
     def parts(self, setting: tuple[int, int]) -> dict[str, float]:
         """Seconds of each part in the quickest round, and "overhead": the total less the parts.
 
-        Whatever else a machine does makes a step slower, never quicker: the least is nearest to the step's own time.
+        Other load makes a step slower and never faster, so that the minimum is nearest to the step's own time.
         """
         found = dict(min(self.rounds[setting], key=lambda row: row["total"]))
         counted = sum(seconds for part, seconds in found.items() if part != "total")
@@ -76,7 +76,7 @@ class CostModel:
         if len(set(K.tolist())) < 2:
             raise ValueError("the cost of a resample needs steps with at least two different K")
         (up, denoise), *_ = np.linalg.lstsq(np.stack([R, R * K], 1) / seconds[:, None], np.ones(len(R)), rcond=None)
-        # A part too quick to be timed: what is left is noise of either sign.
+        # The part is too fast to be timed; its estimate is noise of either sign.
         return cls(max(float(up), 1e-3 * float(denoise)), max(float(denoise), 1e-3 * float(up)))
 
     def __call__(self, renders: float, resamples: int) -> float:

@@ -1,4 +1,4 @@
-"""What a method gains, as the paper counts it."""
+"""Efficiency of a method, as the paper defines it."""
 
 from __future__ import annotations
 
@@ -11,7 +11,7 @@ import numpy as np
 
 @dataclass(frozen=True)
 class Baseline:
-    """Uniform, independent, K = 1: its variance with one render, and what its steps cost.
+    """The baseline: uniform, independent, K = 1. Its variance with one render, and the cost of its steps.
 
     Attributes:
         variance: of one render; R renders have 1 / R of it.
@@ -30,7 +30,7 @@ class Baseline:
         return cls(variance, ordered, [cost(R, 1) for R in ordered])
 
     def cost_at(self, variance: float) -> float:
-        """What the baseline pays for this variance.
+        """The baseline's cost of this variance.
 
         Its (variance, cost) points are joined by straight lines in log-log; beyond them cost and 1 / variance
         grow together (paper, section 4).

@@ -1,7 +1,7 @@
-"""The same gradient by several methods, on the same renders.
+"""Estimates of the same gradient by several methods, on the same renders.
 
 For every render, each method makes independent replicates of its whole estimate; nothing else differs between
-methods. A pipeline is a function that renders, a `Carv` and a list of parameters: nothing here knows what a scene is.
+methods. A pipeline is a function that renders, a `Carv` and a list of parameters: nothing here depends on scenes.
 """
 
 from __future__ import annotations
@@ -23,10 +23,10 @@ from carv3d.errors import UserError
 from carv3d.loss import Carv
 from carv3d.sampling import Draws, draw
 
-REPLICATES = 2  # of each stratified estimate at each render: the fewest that show its own noise
+REPLICATES = 2  # of each stratified estimate at each render; two is the minimum that shows its noise
 FEWEST_RENDERS = 4
-SKETCH = 4096  # entries that gradients are made to for the comparison of their means
-STEADY = 16  # renders before which the precision is not trusted to stop
+SKETCH = 4096  # entries of the sketch of a gradient, for the comparison of means
+STEADY = 16  # fewest renders before the precision may end the measurement
 TIME_BINS = 12
 
 # rng -> one render's latents z (1, *shape), with a graph to the parameters, and the teacher's condition for it.
@@ -51,7 +51,7 @@ class Method:
 
     @property
     def drawn(self) -> Method:
-        """The method whose draws tell of this one: itself, or one draw for K independent ones."""
+        """The method that is drawn to measure this one: the method itself, or, for K independent draws, one draw."""
         return self if (self.strata, self.coupling) != ("none", "independent") else Method(self.proposal, "none", 1)
 
 
@@ -61,7 +61,7 @@ BASELINE = Method("uniform", "none", 1)
 def methods(resamples: Sequence[int]) -> list[Method]:
     """For every K: {uniform, importance} x {independent, stratified}, and coupled noise on top of both.
 
-    Strata of one draw are no strata, and one noise has no other to be coupled with.
+    With one draw there are no strata and no coupling.
     """
     kinds: list[tuple[str, Strata, str]] = [
         ("uniform", "none", "independent"),
@@ -77,13 +77,13 @@ def methods(resamples: Sequence[int]) -> list[Method]:
 
 @dataclass
 class Measurement:
-    """What was found; grows with every render.
+    """The measured samples; every render adds some.
 
     All methods have the same mean at every render, so the between-render part is one number, and the mean over all
     their replicates measures it best.
 
     Attributes:
-        methods: what was asked for.
+        methods: the measured methods.
         within: by method with draws of its own, a sample of E tr Cov(g | c) a render. K independent draws have
             exactly 1 / K of one draw's, and no draws of their own.
         noise: by proposal, a sample of E tr Cov(g | c, t) at K = 1 a render.
@@ -108,7 +108,7 @@ class Measurement:
     seconds: list[float] = field(default_factory=list)
 
     def trim(self) -> None:
-        """Forget a render that was left half measured."""
+        """Remove a render that was not measured completely."""
         count = len(self.seconds)
         for samples in (*self.within.values(), *self.noise.values(), self.pooled_noise, self.disagreements, self.power):
             del samples[count:]
@@ -124,9 +124,9 @@ class Measurement:
         return torch.stack(self.within[method.drawn][1:]).cpu().numpy() / (method.resamples / method.drawn.resamples)
 
     def noise_samples(self, method: Method) -> Floats:
-        """A sample of eps's share of it a render, the first left out; (n - 1,). Timesteps add the rest.
+        """A sample of the part of eps in it a render, the first left out; (n - 1,). Timesteps add the rest.
 
-        Independent eps have 1 / K of one's share. Coupling them leaves the timesteps' share as it is.
+        K independent eps have 1 / K of the part of one. A coupling does not change the part of the timesteps.
         """
         independent = torch.stack(self.noise[method.proposal][1:]).cpu().numpy() / method.resamples
         if method.coupling == "independent":
@@ -146,12 +146,14 @@ class Measurement:
         return max(self.total(method).precision for method in self.methods)
 
     def z(self) -> dict[Method, float]:
-        """By method: how far its mean is from the others' at the same renders; see `carv3d.accounting.z_scores`."""
+        """By method: the distance of its mean from that of the other methods at the same renders; see
+        `carv3d.accounting.z_scores`.
+        """
         own = dict(zip(self.within, z_scores(torch.stack(self.disagreements, 1)).tolist(), strict=True))
         return {method: own[method.drawn] for method in self.methods}
 
     def detectable_bias(self) -> float:
-        """The smallest bias that would have been found in any method, as a share of a render's mean gradient."""
+        """The smallest bias that would have been detected in any method, as a share of a render's mean gradient."""
         return float(detectable_bias(torch.stack(self.disagreements, 1).cpu(), torch.stack(self.power).cpu()).max())
 
     def norm_by_timestep(self, p: Tensor) -> tuple[Floats, Floats, Floats]:
@@ -177,7 +179,7 @@ def second_moments(edges: Floats, mean: Floats, p: Tensor, w: Tensor) -> dict[st
     t = p.nonzero()[:, 0]
     centres = (edges[1:] + edges[:-1]) / 2
     known = np.isfinite(mean)
-    # Within a bin m follows w^2, about which the residual's own norm is flat.
+    # Within a bin, m is taken to be proportional to w^2.
     shape = w.double().numpy() ** 2
     bins = np.clip(np.digitize(t.numpy(), edges) - 1, 0, len(mean) - 1)
     of_bins = np.array([shape[t.numpy()[bins == b]].mean() if (bins == b).any() else np.nan for b in range(len(mean))])
@@ -205,7 +207,7 @@ def measure(
     already: float = 0.0,
     watch: Callable[[Measurement], None] = lambda _: None,
 ) -> Measurement:
-    """Render after render, until the time is up or every total variance is known well enough.
+    """Measure one render after another, until the budget is used up or every total variance is precise enough.
 
     Args:
         carv: the objective; its own K, proposal and strata do not matter.
@@ -223,11 +225,12 @@ def measure(
         UserError: the budget is too small, the parameters get no gradient, the variance is zero, a gradient is not
             finite.
         ValueError: a method with global strata.
-        KeyboardInterrupt: before there is enough to report; later one ends the measurement as if its time were up.
+        KeyboardInterrupt: before there is enough to report. A later one ends the measurement like the end of the
+            budget.
     """
     started = time.perf_counter()
     found = Measurement(list(tried))
-    # Their parts are told from those of one draw, and of independent noise.
+    # Their parts are computed from those of one draw, and of independent noise.
     needed = [(Method(m.proposal, "none", 1), replace(m, coupling="independent").drawn, m.drawn) for m in tried]
     drawn = list(dict.fromkeys(method for three in needed for method in three))
     carvs = {
@@ -241,7 +244,7 @@ def measure(
         began = time.perf_counter()
         try:
             _look(found, _View(*upstream(rng), parameters), carvs, sketch, rng)
-        except KeyboardInterrupt:  # what was measured is worth reporting
+        except KeyboardInterrupt:  # the measured renders can be reported
             if len(found.seconds) < FEWEST_RENDERS:
                 raise
             found.trim()
@@ -269,7 +272,7 @@ def measure(
 
 
 class Gradient:
-    """From a residual of one render's latents to the flat gradient, as often as wanted."""
+    """The flat gradient of the parameters, from a residual of one render's latents. It can be called repeatedly."""
 
     def __init__(self, z: Tensor, parameters: Sequence[Tensor]) -> None:
         self.z, self.parameters = z, list(parameters)
@@ -291,7 +294,7 @@ class Gradient:
 
 
 class _View:
-    """One render, whose gradient can be estimated as often as wanted."""
+    """One render, whose gradient can be estimated repeatedly."""
 
     def __init__(self, z: Tensor, condition: Any, parameters: Sequence[Tensor]) -> None:
         self._latents, self._condition, self._gradient = z.detach(), condition, Gradient(z, parameters)
@@ -315,7 +318,7 @@ class _View:
 def _look(
     found: Measurement, view: _View, carvs: dict[Method, Carv], sketch: CountSketch, rng: torch.Generator
 ) -> None:
-    """Draw every method at one more render, and note what `Measurement` keeps of it."""
+    """Draw every method at one more render, and add its samples to a `Measurement`."""
     total = sum(method.resamples for method in carvs)
     shares = torch.tensor([method.resamples / total for method in carvs], device=rng.device)  # of the pooled mean
     halves, pooled, left = [], None, torch.zeros((), dtype=torch.float64, device=rng.device)
@@ -327,7 +330,7 @@ def _look(
             if method.proposal == "uniform":  # drawn from p itself
                 found.timesteps.append(t)
                 found.norms.append(replicates.square().sum(1))
-            noise = 2 * own - of_eps  # pairs share a timestep, which leaves more in their mean
+            noise = 2 * own - of_eps  # pairs share a timestep, so that their mean has more variance
         else:
             replicates = view.estimates(carv, rng)
             own = noise = within(replicates)

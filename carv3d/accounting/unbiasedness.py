@@ -1,7 +1,7 @@
-"""Whether methods agree on the mean gradient of every render.
+"""A test whether methods have the same mean gradient at every render.
 
-A bias of one render may cancel over all of them: means over renders could hide it. So each render is looked at by
-itself. Of two independent halves of a method's replicates and of all other methods', the product
+A bias may cancel in the mean over renders. So each render is tested by itself. Of two independent halves of a
+method's replicates and of all other methods', the product
 
     U = <first - others' first, second - others' second>
 
@@ -17,10 +17,12 @@ from torch import Tensor
 
 
 class CountSketch:
-    """Long vectors made short so that products survive: each entry goes, with a random sign, to a random place."""
+    """A count sketch: short vectors whose inner products approximate those of long ones. Each entry is added, with a
+    random sign, at a random place.
+    """
 
     def __init__(self, length: int, size: int, rng: torch.Generator) -> None:
-        """From `length` entries to `size`; products are kept up to a relative error of about sqrt(2 / size)."""
+        """Map `length` entries to `size`; inner products keep a relative error of about sqrt(2 / size)."""
         self._place = torch.randint(size, (length,), generator=rng, device=rng.device)
         self._sign = torch.randint(2, (length,), generator=rng, device=rng.device, dtype=torch.int8).mul_(2).sub_(1)
         self._size = size
@@ -58,13 +60,13 @@ def disagreement(halves: Tensor, shares: Tensor) -> Tensor:
 def z_scores(samples: Tensor) -> Tensor:
     """How far above zero the mean of each row's samples is, in standard errors.
 
-    Student's t for so many renders is turned into the z of the same probability: few renders raise no alarm.
+    Student's t for so many renders is turned into the z of the same probability: few renders give no false alarm.
 
     Args:
         samples: (methods, renders >= 2) of `disagreement`.
 
     Returns:
-        (methods,) float64; at most 38, where probabilities end.
+        (methods,) float64; at most 38, where the probability underflows.
     """
     x = samples.double().cpu().numpy()
     error = x.std(1, ddof=1) / x.shape[1] ** 0.5
@@ -73,7 +75,7 @@ def z_scores(samples: Tensor) -> Tensor:
 
 
 def detectable_bias(samples: Tensor, power: Tensor, z: float = 4.0) -> Tensor:
-    """The bias that would have been found, as a share of the mean gradient of a render: (methods,).
+    """The smallest detectable bias, as a share of the mean gradient of a render: (methods,).
 
     Args:
         samples: (methods, renders >= 2) of `disagreement`.

@@ -1,4 +1,4 @@
-"""The variance of a gradient, and how much of it is whose: the render's, or the resamples' within a render.
+"""The variance of a gradient, and its parts: between renders, and within a render.
 
 With `g` one step's gradient of one render and `c` all that the render depends on (camera, jitter), the law of
 total variance says
@@ -49,7 +49,7 @@ class Interval:
 class Spread:
     """Welford's running mean of vectors, with one number a vector whose mean is the trace of their covariance.
 
-    Each number alone has that expectation, whatever came before it: the n-th is `|x_n - mean_{n-1}|^2 (n - 1) / n`.
+    Each number has that expectation: the n-th is `|x_n - mean_{n-1}|^2 (n - 1) / n`.
     They are nearly independent, so that their own spread gives an interval. The first vector has none.
     """
 
@@ -69,7 +69,7 @@ class Spread:
 
 
 class VarianceMeter:
-    """Takes the replicate gradients of one render after another, and keeps one mean vector and two numbers a render.
+    """Measures variance from replicate gradients, render by render. It keeps one mean vector and two numbers a render.
 
     Each render gives at least two independent replicates of the *whole* estimate of its K resamples: the spread
     inside one stratified batch would say nothing about the spread of its mean.
@@ -134,12 +134,12 @@ class VarianceMeter:
 
     @property
     def between(self) -> Interval:
-        """tr Cov_c E[g | c]: what the choice of the render adds; the replicates' own noise is taken out."""
+        """tr Cov_c E[g | c]: the part of the choice of the render, without the noise of the replicates."""
         return Interval.of_mean(self.samples()[0])
 
     @property
     def within(self) -> Interval:
-        """E_c tr Cov(g | c): what timesteps and noise add."""
+        """E_c tr Cov(g | c): the part of timesteps and noise."""
         return Interval.of_mean(self.samples()[1])
 
     @property

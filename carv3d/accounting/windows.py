@@ -1,10 +1,11 @@
-"""The variance of a moving average of gradients over successive steps, at a frozen scene, by the cameras' order.
+"""The variance of a moving average of gradients over successive steps at a frozen scene, for different orders of the
+cameras.
 
-Adam steps along averages of past gradients. Independent steps' noise falls by `(1 - beta) / (1 + beta)` in an average
-with decay beta; cameras that fill their ranges in order can do better, since then the views' own differences cancel.
+Adam uses averages of past gradients. In an average with decay beta, independent noise falls to `(1 - beta) / (1 +
+beta)`. Cameras that fill their ranges in order can have less, because the differences of the views cancel.
 
-The mean gradient is measured at a table of cameras and interpolated between them. What the table does not resolve of
-the views' variance is counted as independent noise, and so is all that timesteps and eps add.
+The mean gradient is measured at a table of cameras and interpolated between them. Variance that the table does not
+resolve, and that of timesteps and eps, is counted as independent noise.
 """
 
 from __future__ import annotations
@@ -12,23 +13,23 @@ from __future__ import annotations
 import torch
 from torch import Tensor
 
-SINGLES = 4000  # cameras that the table's part of one step's variance is taken over
+SINGLES = 4000  # number of cameras for the table's part of one step's variance
 
 
 def decay(beta: float) -> Tensor:
-    """Weights of the steps of a moving average, newest first, cut where little is left; they sum to 1."""
+    """Weights of the steps of a moving average, newest first, truncated; they sum to 1."""
     count = max(1, round(6 / (1 - beta)))
     weights = beta ** torch.arange(count, dtype=torch.float64)
     return weights / weights.sum()
 
 
 def on_table(points: Tensor, weights: Tensor, rows: int, columns: int, periodic: bool) -> Tensor:
-    """What the weighted points are as weights of a table's nodes, bilinearly.
+    """The weights of a table's nodes that stand for weighted points, by bilinear interpolation.
 
     Args:
         points: (..., N, 2) in [0, 1): across the rows (azimuth), across the columns (elevation).
         weights: (N,).
-        rows, columns: nodes are at the centres of so many cells.
+        rows, columns: of the table; nodes are at the centres of the cells.
         periodic: whether the last row is next to the first.
 
     Returns:

@@ -1,4 +1,6 @@
-"""Which training pictures made a sample: gradients of the diffusion loss compared over shared (t, eps)."""
+"""Data attribution: which training pictures influenced a sample, by gradients of the diffusion loss over shared (t,
+eps) draws.
+"""
 
 import lazy_loader
 

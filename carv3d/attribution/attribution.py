@@ -1,4 +1,4 @@
-"""The whole of `carv3d attribute`: signatures of the training pictures, signatures of the queries, scores, results."""
+"""`carv3d attribute` from start to end: signatures of the training pictures and of the queries, scores, results."""
 
 from __future__ import annotations
 
@@ -49,7 +49,7 @@ class Attributed:
         t: (B,) timesteps of the draws.
         norms: (N, B) of the gradients.
         layers: number of parameters of every chosen layer.
-        new: pictures whose gradients were made just now; the others were there.
+        new: number of pictures whose gradients were computed by this call.
     """
 
     items: Pictures
@@ -64,7 +64,7 @@ class Attributed:
 
     @property
     def class_share(self) -> float | None:
-        """Share of the top pictures that show the query's object, where that is known."""
+        """Share of the top pictures that show the query's object, if the objects are known."""
         if not self.items.classes or not self.queries.classes:
             return None
         return share_of_class(self.top, list(self.items.classes), list(self.queries.classes))
@@ -78,14 +78,14 @@ def attribute(
     *,
     device: torch.device | None = None,
 ) -> Attributed:
-    """Trace queries back to training pictures; leaves `cache/` and `scores.npz` in the folder.
+    """Compute the scores of training pictures for queries; write `cache/` and `scores.npz` into the folder.
 
     Args:
-        config: checked already.
-        prompts: of the queries that the teacher makes; none if `queries.path` has them.
-        folder: of the results; what an earlier or a stopped call left there is gone on with.
+        config: a valid one.
+        prompts: of the queries that the teacher samples; none if `queries.path` gives the queries.
+        folder: of the results; the call continues what an earlier or interrupted call left there.
         console: where the progress bar goes.
-        device: as found already.
+        device: where to compute; None for that of the config.
 
     Raises:
         UserError: see `Cache`, `ImageFolder`, `RowGradients`, `Projection`; no queries.
@@ -164,7 +164,7 @@ def signature_maker(config: AttributeConfig, teacher: DiffusersTeacher, gradient
 
 
 def fill(cache: Cache, maker: SignatureMaker, items: Pictures, console: Console) -> None:
-    """Make what is missing in the cache, batch by batch; stopped at any moment, it goes on from there."""
+    """Compute the missing signatures, batch by batch. Interrupted at any moment, the next call continues."""
     total = len(items.names)
     if cache.complete:
         return
@@ -177,7 +177,7 @@ def fill(cache: Cache, maker: SignatureMaker, items: Pictures, console: Console)
 
 
 def write_scores(path: Path, found: Floats, names: dict[str, Sequence[str]]) -> None:
-    """A NumPy archive: a matrix and the names of its sides need no more, and any Python reads it.
+    """Write a NumPy archive.
 
     `scores` (Q, N) float32; `items` (N,), `queries` and `captions` (Q,) texts.
 
@@ -191,7 +191,7 @@ def write_scores(path: Path, found: Floats, names: dict[str, Sequence[str]]) -> 
 
 
 def _batch(maker: SignatureMaker) -> int:
-    """Pictures at a time: so many that a batch is a few calls of the denoiser."""
+    """Pictures in a batch, so that a batch takes a few calls of the denoiser."""
     return max(1, 8 * maker.rows // len(maker.draws))
 
 
@@ -206,7 +206,7 @@ def _sampled(config: AttributeConfig, teacher: DiffusersTeacher, prompts: Sequen
 def _recipe(
     config: AttributeConfig, teacher: DiffusersTeacher, maker: SignatureMaker, items: Pictures
 ) -> dict[str, Any]:
-    """All that signatures depend on, from what a user changes most often to what changes by itself."""
+    """All values that signatures depend on. Those that a user changes most often come first, for the error message."""
     section: Any = config.teacher
     return {
         **{f"teacher.{key}": getattr(section, key) for key in _TEACHER_KEYS},
@@ -221,7 +221,7 @@ def _recipe(
 
 
 def _weights(teacher: DiffusersTeacher) -> str:
-    """SHA-256 of the contents of the pipeline's files, whatever their names' times are."""
+    """SHA-256 of the contents of the pipeline's files."""
     found = hashlib.sha256()
     assert teacher.weights is not None  # it was loaded from files
     root = teacher.weights.folder

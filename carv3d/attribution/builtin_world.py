@@ -1,4 +1,4 @@
-"""The built-in teacher's own training set, or a part of it that is the same every time."""
+"""The training set of the built-in teacher, or a reproducible part of it."""
 
 from __future__ import annotations
 
@@ -16,7 +16,7 @@ from carv3d.teachers.camera_conditioning import camera_vector
 
 
 class BuiltinWorld(Pictures):
-    """See `Pictures`. Pictures are made when they are asked for; `classes` are the objects' shapes.
+    """See `Pictures`. Pictures are rendered on demand; `classes` are the objects' shapes.
 
     Attributes:
         things: N, the object of every picture.
@@ -24,7 +24,7 @@ class BuiltinWorld(Pictures):
     """
 
     def __init__(self, count: int, seed: int) -> None:
-        """Choose without replacement, each picture as likely.
+        """Choose uniformly without replacement.
 
         Args:
             count: how many; 0, or as many as there are: all.
@@ -49,11 +49,11 @@ class BuiltinWorld(Pictures):
         elevation = torch.cat([cameras.elevation for _, cameras in self._views])[view]
         self.camera = camera_vector(azimuth, elevation)
         words = ViewPrompts().index(azimuth, elevation).tolist()
-        # In training three captions of ten had no view; the likelier wording stands here.
+        # In training three captions of ten had no view words; the more frequent form is used here.
         self.captions = [f"{thing.caption}, {VIEWS[w]}" for thing, w in zip(self.things, words, strict=True)]
 
     def load(self, rows: Sequence[int]) -> Tensor:
-        """See `Pictures`; 64 x 64, rounded as they were in training."""
+        """See `Pictures`; 64 x 64, rounded as in training."""
         found: dict[int, Tensor] = {}
         order = sorted(rows, key=lambda row: self._view[row])
         for batch, group in groupby(order, key=lambda row: self._view[row] // self._a_batch):
@@ -72,5 +72,5 @@ class BuiltinWorld(Pictures):
 
 
 def _rounded_maps(shape: str, cameras: Cameras) -> Tensor:
-    """Training kept shade maps in bytes."""
+    """Round as in training, where shade maps were stored as bytes."""
     return shade_maps(shape, cameras).mul(255).round() / 255

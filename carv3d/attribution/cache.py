@@ -1,11 +1,11 @@
-"""Signatures of the training pictures on disk: made once, read in place for every query.
+"""Signatures of the training pictures on disk: computed once, memory-mapped for every query.
 
     gradients.npy   (N, B, D) float16, projected gradients of length 1
     norms.npy       (N, B) float32, of the gradients before projection
-    cache.json      what they were made with, and how many pictures are done
+    cache.json the settings behind them, and the number of finished pictures
 
-float16 rounds a direction's entries by 2^-11 of themselves: a cosine by about 1e-5. Pictures are done in order. Each
-batch is written to its place and waited for before `cache.json` counts it: a kill loses one batch at most.
+float16 has a relative rounding error of 2^-11 for an entry, and about 1e-5 for a cosine. Pictures are processed in
+order. Each batch is written and synced before `cache.json` counts it, so that a kill loses one batch at most.
 """
 
 from __future__ import annotations
@@ -29,11 +29,11 @@ class Cache:
     """A folder of signatures. One process at a time may write to it.
 
     Attributes:
-        done: pictures whose signatures are there, the first ones.
+        done: number of pictures, from the first, whose signatures are stored.
     """
 
     def __init__(self, folder: Path, shape: tuple[int, int, int], recipe: Mapping[str, Any]) -> None:
-        """Open a folder's signatures, or begin them.
+        """Open the signatures in a folder, or create empty files.
 
         Args:
             folder: made if it is not there.
@@ -41,7 +41,7 @@ class Cache:
             recipe: all that signatures depend on, as JSON values.
 
         Raises:
-            UserError: what is there was made otherwise, is damaged, or the disk has no room.
+            UserError: the stored signatures have other settings or are damaged, or the disk has no room.
         """
         self.folder, self._shape, self._recipe = folder, shape, dict(recipe)
         self._meta = folder / "cache.json"
@@ -61,7 +61,7 @@ class Cache:
         return self.done == self._shape[0]
 
     def append(self, found: Signatures) -> None:
-        """The signatures of the next n pictures.
+        """Store the signatures of the next n pictures.
 
         Raises:
             UserError: the disk is full, or may not be written to.
@@ -79,7 +79,7 @@ class Cache:
         self._count()
 
     def directions(self) -> NDArray[np.float16]:
-        """(N, B, D), mapped from the file; only what is looked at is read."""
+        """(N, B, D), memory-mapped."""
         return np.load(self._files["gradients"][0], mmap_mode="r", allow_pickle=False)
 
     def norms(self) -> NDArray[np.float32]:

@@ -1,4 +1,4 @@
-"""The one set of (t, eps) that all training pictures and all queries share."""
+"""The set of (t, eps) draws that all training pictures and all queries share."""
 
 from __future__ import annotations
 
@@ -37,18 +37,17 @@ class SharedDraws:
         strata: Literal["none", "global"] = "global",
         coupling: str = "independent",
     ) -> SharedDraws:
-        """Draw them, as one batch of `count` resamples of a render would be drawn (`carv3d.sampling.draw`).
+        """Draw them like `count` resamples of one render (`carv3d.sampling.draw`).
 
         Timesteps are uniform on the range, in one stratum each with strata="global" (CARV, arXiv 2605.21489, section
-        on data attribution). There is no importance sampling: every draw's cosine counts the same, whatever its
-        gradient's norm or the loss's weight w(t), so that there is no weight to sample in proportion to; and the paper
-        finds the norms flat in t.
+        on data attribution). There is no importance sampling: a cosine does not depend on the gradient's norm or on
+        the weight w(t), so that all draws have equal weight. The paper also finds that the norms hardly depend on t.
 
         Args:
             count: B.
             shape: of one picture's latents.
             timesteps: T, of the teacher's schedule.
-            rng: every draw comes from it; where they will be.
+            rng: generator of all draws, on the device of the draws.
             t_range: smallest and largest timestep, as fractions of the schedule.
             strata: one draw a stratum, or independent ones.
             coupling: of the noises.
@@ -63,7 +62,7 @@ class SharedDraws:
         return len(self.t)
 
     def digest(self) -> str:
-        """SHA-256 of what was drawn."""
+        """SHA-256 of the draws."""
         found = hashlib.sha256(self.t.cpu().numpy().tobytes())
         found.update(self.eps.cpu().numpy().tobytes())
         return found.hexdigest()

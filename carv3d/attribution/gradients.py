@@ -1,9 +1,10 @@
 """The gradient of every row's own loss, from one backward pass of the batch.
 
-The gradient of a linear layer's weight is a sum of products of what went in and of the loss's gradient at what came
-out; both are at hand for every row after one pass (Goodfellow, "Efficient per-example gradient computations", arXiv
+The gradient of a linear layer's weight is a sum of products of the layer's input and the loss's gradient by the
+layer's output. Both are known for every row after one pass (Goodfellow, "Efficient per-example gradient
+computations", arXiv
 1510.01799; for convolutions Rochette et al., arXiv 1912.06015, by unfolding). Layers before the first chosen one have
-no backward pass at all. `torch.func.vmap` of `grad` gives the same numbers; docs/how-to/attribution.md has
+no backward pass. `torch.func.vmap` of `grad` gives the same numbers; docs/how-to/attribution.md has
 their times.
 """
 
@@ -21,7 +22,7 @@ from carv3d.errors import UserError
 
 
 class RowGradients:
-    """Watches the chosen layers of a network, and turns the losses of a batch's rows into their gradients.
+    """Computes per-row gradients of chosen layers from the losses of a batch's rows.
 
     Attributes:
         layers: the chosen `nn.Linear` and `nn.Conv2d` by name, in the network's order.
@@ -29,14 +30,14 @@ class RowGradients:
     """
 
     def __init__(self, network: nn.Module, pattern: str) -> None:
-        """Choose layers and make their parameters ask for gradients; all others stop asking.
+        """Choose layers. Their parameters require gradients; all others do not.
 
         Args:
-            network: its forward pass must be free of effects of one row on another (no batch normalisation).
-            pattern: a regular expression; the layers whose name it is found in are chosen.
+            network: rows of a batch must not affect each other (no batch normalisation).
+            pattern: a regular expression, searched in the layers' names.
 
         Raises:
-            UserError: no regular expression, or one that no linear or plain convolutional layer's name has.
+            UserError: not a regular expression, or one that matches no linear or plain convolutional layer.
         """
         try:
             wanted = re.compile(pattern)
@@ -58,17 +59,17 @@ class RowGradients:
             self._handles.append(layer.register_forward_hook(self._watch(name)))
 
     def close(self) -> None:
-        """Stop watching; the network is frozen again."""
+        """Remove the hooks; the network is frozen again."""
         for handle in self._handles:
             handle.remove()
         for layer in self.layers.values():
             layer.requires_grad_(False)
 
     def __call__(self, losses: Tensor) -> Iterator[tuple[str, Tensor]]:
-        """The gradients of the rows' losses, a layer at a time, so that those of all layers are never there at once.
+        """The gradients of the rows' losses, layer by layer, so that only one layer's gradients are in memory.
 
         Args:
-            losses: (N,), of the network's newest forward pass, which had these N rows.
+            losses: (N,), of the network's last forward pass, which had these N rows.
 
         Yields:
             A layer's name and (N, its size) float32, weight first, then bias; zeros if the loss does not depend on it.
@@ -78,8 +79,8 @@ class RowGradients:
         """
         rows = len(losses)
         anchors = [next(layer.parameters()) for layer in self.layers.values()]
-        self._seen.clear()  # of a backward pass that was not ours
-        # The hooks below collect what is needed; the summed gradients themselves are not.
+        self._seen.clear()  # of another backward pass
+        # Only what the hooks collect is needed, not the summed gradients.
         torch.autograd.grad(losses.sum(), anchors, allow_unused=True)
         seen, self._seen = self._seen, {}
         for name, layer in self.layers.items():

@@ -1,8 +1,8 @@
-"""Pictures from files, in the two usual layouts.
+"""Captioned pictures from files, in two common layouts.
 
 A folder with `metadata.jsonl`, a line a picture with `file_name` and `text` (the image folder of Hugging Face's
-`datasets`), or such a file by its path; or a folder whose pictures have their captions in `.txt` files of the same name
-beside them.
+`datasets`), or the path of such a file; or a folder in which each picture has its caption in a `.txt` file of the
+same name.
 """
 
 from __future__ import annotations
@@ -27,19 +27,19 @@ METADATA = "metadata.jsonl"
 class ImageFolder(Pictures):
     """See `Pictures`. Cameras are not known.
 
-    Pictures of another size have their shorter side resized to the teacher's and are cut to the square in the middle,
-    which is what the usual training scripts of diffusers do; what is transparent becomes white.
+    A picture of another size is resized so that its shorter side has the teacher's size, and is cropped to the
+    central square, as in the training scripts of diffusers. Transparent parts become white.
     """
 
     classes: Sequence[str] = ()
 
     def __init__(self, path: Path | str, size: int, limit: int = 0) -> None:
-        """Find the files and their captions, and open every file once.
+        """Find the files and their captions; open every file once to check it.
 
         Args:
             path: a folder, or a file of lines as in `metadata.jsonl`.
             size: side of the squares in pixels.
-            limit: take so many, the first ones by name; 0: all.
+            limit: number of pictures, the first ones by name; 0: all.
 
         Raises:
             UserError: no pictures, one that cannot be read, or one without a caption.
@@ -56,7 +56,7 @@ class ImageFolder(Pictures):
         self.captions = [pairs[name] for name in self.names]
         self.camera = unknown_camera(len(self.names))
         self.source = f"{len(self.names):,} pictures of {place}"
-        # Damaged files are found now, not after minutes.
+        # Damaged files are found at the start.
         self._files = hashlib.sha256()
         for name in self.names:
             try:
@@ -65,7 +65,7 @@ class ImageFolder(Pictures):
                 self._files.update((self._root / name).read_bytes())
             except FileNotFoundError:
                 raise UserError(f"{listing} names {name}, which is not there: correct the line") from None
-            except Exception as error:  # what Pillow raises differs from format to format
+            except Exception as error:  # the errors of Pillow differ between formats
                 raise UserError(f"{self._root / name} cannot be read as a picture: replace or remove it") from error
 
     def load(self, rows: Sequence[int]) -> Tensor:

@@ -1,4 +1,4 @@
-"""Captioned pictures, wherever they come from: the training set, and the queries."""
+"""Captioned pictures: the training set, and the queries."""
 
 from __future__ import annotations
 
@@ -15,11 +15,11 @@ class Pictures(ABC):
     """An ordered set of N captioned pictures.
 
     Attributes:
-        source: where they are from, for people.
+        source: where the pictures are from, for reports.
         names: N, all different.
         captions: N.
-        camera: (N, 4) of `camera_vector`; zeros where it is not known.
-        classes: N, what is known to be on them; empty if nothing is.
+        camera: (N, 4) of `camera_vector`; zeros for an unknown camera.
+        classes: N, the known classes; empty if unknown.
     """
 
     source: str
@@ -34,12 +34,12 @@ class Pictures(ABC):
 
     @abstractmethod
     def digest(self) -> str:
-        """Changes if a name, a caption, a camera or a picture does."""
+        """A hash of names, captions, cameras and pictures."""
 
 
 @dataclass(frozen=True)
 class InMemory(Pictures):
-    """Pictures that are there already. `images` is (N, 3, H, W) in [0, 1]; the rest as in `Pictures`."""
+    """Pictures in memory. `images` is (N, 3, H, W) in [0, 1]; the rest as in `Pictures`."""
 
     source: str
     names: Sequence[str]
@@ -58,7 +58,7 @@ class InMemory(Pictures):
 
 
 def digest_of(pictures: Pictures, *more: bytes | str) -> str:
-    """SHA-256 of names, captions, cameras, and what else the pictures depend on."""
+    """SHA-256 of names, captions, cameras, and other values that the pictures depend on."""
     found = hashlib.sha256()
     for text in (*pictures.names, *pictures.captions):
         found.update(f"{text}\0".encode())
@@ -69,5 +69,5 @@ def digest_of(pictures: Pictures, *more: bytes | str) -> str:
 
 
 def unknown_camera(count: int) -> Tensor:
-    """(count, 4) zeros, which stand for a camera that is not known."""
+    """(count, 4) zeros, the code of an unknown camera."""
     return torch.zeros(count, 4)

@@ -1,8 +1,8 @@
-"""Random projection of gradients: short vectors whose products are those of the long ones, nearly.
+"""Random projection of gradients: short vectors whose inner products approximate those of the long ones.
 
-A count sketch: every parameter goes, with a random sign, to one random place. Its products have the mean and, but for
-a term that it has less of, the variance of a dense matrix of random signs (TRAK's, arXiv 2303.14186), about
-`(|x|^2 |y|^2 + <x, y>^2) / D`, at 1 / D of the work, and there is no matrix. Other libraries: the
+A count sketch adds every parameter, with a random sign, at one random place. The mean of its inner products is exact;
+their variance is at most that of a dense matrix of random signs (TRAK's, arXiv 2303.14186), about
+`(|x|^2 |y|^2 + <x, y>^2) / D`, at 1 / D of the work and without a matrix. Other libraries: the
 projector of `traker` for CPUs makes its dense matrix again, block by block, for every batch (times are in
 docs/how-to/attribution.md); scikit-learn's keeps its matrix in memory; the fast ones of `traker` and `dattri`
 need CUDA.
@@ -20,10 +20,10 @@ from carv3d.errors import UserError
 
 
 class Projection:
-    """A count sketch a layer, so that a layer's gradients are done with before the next one's are made.
+    """A count sketch for each layer, so that a layer's gradients can be freed before the next layer's are computed.
 
     Attributes:
-        dimension: D, of what comes out.
+        dimension: D, of the output.
     """
 
     def __init__(self, sizes: Mapping[str, int], dimension: int, seed: int, device: torch.device | str = "cpu") -> None:
@@ -32,11 +32,11 @@ class Projection:
         Args:
             sizes: number of parameters of every layer, in order.
             dimension: D.
-            seed: of all draws; they are made on the CPU, so that every device has the same.
+            seed: of all random numbers; they are drawn on the CPU, so that all devices have the same.
             device: where gradients will be.
 
         Raises:
-            UserError: D is above the number of parameters: there is nothing to be made shorter.
+            UserError: D is larger than the number of parameters.
         """
         total = sum(sizes.values())
         if dimension > total:
@@ -49,10 +49,10 @@ class Projection:
         self._sketches = {name: CountSketch(size, dimension, rng).to(device) for name, size in sizes.items()}
 
     def __call__(self, gradients: Iterable[tuple[str, Tensor]]) -> tuple[Tensor, Tensor]:
-        """Of the gradients of N rows, a layer at a time.
+        """Project the gradients of N rows, layer by layer.
 
         Returns:
-            (N, D) projected, and (N,) the norms of what was projected, float32.
+            (N, D) projections, and (N,) the norms of the gradients, float32.
         """
         short: Tensor | None = None
         squares: Tensor | None = None

@@ -1,4 +1,4 @@
-"""Queries made by the teacher itself: pictures of prompts."""
+"""Queries that the teacher samples: pictures of prompts."""
 
 from __future__ import annotations
 
@@ -21,9 +21,9 @@ from carv3d.teachers.ddim import ddim_sample
 def sample_pictures(
     teacher: DiffusersTeacher, prompts: Sequence[str], *, count: int, scale: float, steps: int, seed: int
 ) -> InMemory:
-    """`count` pictures a prompt by DDIM; each picture is the same whatever others are asked for.
+    """`count` pictures a prompt by DDIM. A picture does not depend on the other pictures of the call.
 
-    A teacher that is told the camera is told a random one, and its view words.
+    A teacher that takes a camera gets a random one, and its view words.
 
     Args:
         teacher: the model.
@@ -31,7 +31,7 @@ def sample_pictures(
         count: pictures a prompt.
         scale: classifier-free guidance.
         steps: of DDIM.
-        seed: what a picture is drawn from, with its prompt and its number.
+        seed: of the noise, together with the prompt and the picture's number.
     """
     names, captions, cameras, images = [], [], [], []
     for prompt in prompts:

@@ -1,4 +1,4 @@
-"""How much a training picture has to do with a query: the mean cosine of their gradients over the shared draws.
+"""The score of a training picture for a query: the mean cosine of their gradients over the shared draws.
 
 score(q, n) = 1/B sum_b <g_b(q), g_b(n)> / (|g_b(q)| |g_b(n)|)
 
@@ -27,7 +27,7 @@ def scores(
     Args:
         queries: (Q, B, D) of length 1.
         directions: (N, B, D) of length 1, may be mapped from a file.
-        watch: told how many of the N are done.
+        watch: called with the number of finished pictures.
     """
     draws = queries.shape[1]
     rows = max(1, _BLOCK // max(1, directions[:1].nbytes))

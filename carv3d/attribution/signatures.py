@@ -22,8 +22,8 @@ class Signatures:
     """Of n pictures and B draws.
 
     Attributes:
-        direction: (n, B, D) float32, projected gradients of length 1.
-        norm: (n, B) float32, of the gradients as they were.
+        direction: (n, B, D) float32, projected gradients of length 1. norm: (n, B) float32, of the gradients before
+            projection.
     """
 
     direction: Tensor
@@ -34,7 +34,7 @@ class SignatureMaker:
     """Makes signatures.
 
     Attributes:
-        gradients, projection, draws: what they are made with.
+        gradients, projection, draws: the parts of the computation.
     """
 
     def __init__(
@@ -43,8 +43,8 @@ class SignatureMaker:
         """Set up.
 
         Args:
-            teacher: its denoiser is what the gradients are of.
-            gradients: watches layers of that denoiser.
+            teacher: its denoiser's gradients are taken.
+            gradients: of chosen layers of that denoiser.
             projection: of their sizes.
             draws: shared by all pictures.
             rows: most (picture, draw) pairs in one call of the denoiser.
@@ -85,10 +85,11 @@ class SignatureMaker:
         return Signatures(short / length, norm)
 
     def _losses(self, z: Tensor, t: Tensor, eps: Tensor, condition: TextCondition) -> Tensor:
-        """(N,) what the denoiser was trained to make small: the squared error of its own kind of prediction.
+        """(N,) the training loss of the denoiser: the squared error of its own kind of prediction.
 
-        Of N pairs, told the caption, without guidance. Another weight w(t) would scale a draw's gradient and leave its
-        direction. The errors of a velocity and of a flow are those of the noise over alpha_t, see `Family.eps_hat`.
+        For N pairs, conditioned on the caption, without guidance. Another weight w(t) would change only the length of
+        a draw's gradient. The errors of a velocity and of a flow are those of the noise over alpha_t, see
+        `Family.eps_hat`.
         """
         alpha, sigma = self.teacher.schedule.at(t, z)
         with torch.enable_grad():

@@ -1,4 +1,4 @@
-"""Methods against each other: the same prompts and seeds, and equal time or equal teacher calls."""
+"""Comparison of methods: the same prompts and seeds, at equal time or at equal teacher calls."""
 
 from carv3d.comparison.comparison import Comparison, Outcome, compare
 from carv3d.comparison.plan import Method, Plan

@@ -1,4 +1,6 @@
-"""What a step of each method costs, fairly: the methods take turns in one process."""
+"""The cost of a step of each method. The methods take turns in one process, so that other load on the machine affects
+all of them.
+"""
 
 from __future__ import annotations
 
@@ -14,18 +16,18 @@ from carv3d.config import Config
 from carv3d.teachers import Teacher
 from carv3d.training.trainer import Trainer
 
-_PILOT = 300  # steps of a trial run at most; schedules are shares of a run, so that it goes through all of them
+_PILOT = 300  # most steps of a trial run; schedules are fractions of a run, so that a short run covers all of them
 _TURN = 10  # steps
-_WARM_UP = 3  # steps that are not timed: the first are slower than all others
+_WARM_UP = 3  # first steps, which are slower and are not timed
 
 
 @dataclass(frozen=True)
 class Cost:
-    """Of one step, mean over a run.
+    """The mean cost of a step in a run.
 
     Attributes:
         seconds: of wall clock.
-        calls: (t, eps) draws that the teacher judges.
+        calls: (t, eps) draws for which the teacher predicts.
     """
 
     seconds: float
@@ -39,16 +41,16 @@ def step_costs(
     threads: int,
     watch: Callable[[float], None] = lambda _: None,
 ) -> list[Cost]:
-    """What a step of each config costs, from a short trial run of each.
+    """The cost of a step of each config, from a short trial run of each.
 
-    What a step costs changes on the way: scenes grow or are found empty in places, and K may choose itself.
+    The cost changes during a run: scenes grow, occupancy removes empty cells, and K may be chosen during the run.
 
     Args:
         configs: all with one teacher, which is loaded once.
         prompt: what the scenes are trained on.
         device: of all of them.
         threads: of torch, as the runs will have.
-        watch: told now and then what share is done.
+        watch: called with the fraction that is done.
 
     Raises:
         UserError: the teacher cannot be loaded.
@@ -68,14 +70,14 @@ def step_costs(
 
 
 class _Pilot:
-    """A trial run, with what its steps have cost so far."""
+    """A trial run, and the cost of its steps so far."""
 
     def __init__(self, config: Config, prompt: str, device: torch.device, teacher: Teacher) -> None:
         config = copy.deepcopy(config)
         config.prompt, config.device = prompt, str(device)
         share = min(1.0, _PILOT / config.training.steps)
         config.training.steps = round(share * config.training.steps)
-        if hasattr(config.scene, "shortened"):  # it is to become as large as in a whole run
+        if hasattr(config.scene, "shortened"):  # the scene must become as large as in a whole run
             config.scene = config.scene.shortened(share)
         self._trainer = Trainer(config, teacher)
         self._left = max(1, config.training.steps - _WARM_UP)

@@ -28,13 +28,13 @@ from carv3d.system.progress import progress
 
 @dataclass(frozen=True)
 class Outcome:
-    """What came of a method.
+    """The result of a method.
 
     Attributes:
-        method: which.
+        method: the method.
         seconds: of training, mean over its runs, as they measured them.
-        curves: its quality; None if there is nothing to measure it by.
-        result: the same.
+        curves: its quality; None without a measure of quality.
+        result: its statistics; None without a measure of quality.
     """
 
     method: Method
@@ -43,10 +43,10 @@ class Outcome:
     result: Result | None
 
     def figures(self, scale: Scale) -> dict[str, Any]:
-        """Of the method, as JSON; None for what is not known.
+        """The outcome as JSON values; None for unknown figures.
 
         Args:
-            scale: what quality is.
+            scale: the measure of quality.
         """
         guidance = self.method.config.guidance
         found: dict[str, Any] = {
@@ -80,10 +80,10 @@ class Comparison:
 
     Attributes:
         plan: what was compared.
-        outcomes: one a method; the first is the baseline.
+        outcomes: one for each method; the first is the baseline.
         jobs: all runs.
-        environment: what one of the runs was made with, see `carv3d.runs.environment`.
-        made: the runs that this call made or went on with.
+        environment: versions and machine of one of the runs, see `carv3d.runs.environment`.
+        made: the runs that this call made or resumed.
     """
 
     plan: Plan
@@ -120,7 +120,7 @@ def compare(
     folder: Path,
     console: Console,
 ) -> Comparison:
-    """Compare methods: plan, make what runs are missing, measure.
+    """Compare methods: make the plan, make the missing runs, measure.
 
     Args:
         configs: names and configs; see `methods_of`.
@@ -129,11 +129,11 @@ def compare(
         clip: the CLIP model that quality is measured by; None for the true objects, where they are known.
         equal: "time" or "calls".
         jobs: runs at a time.
-        folder: of the comparison; what is there is kept.
+        folder: of the comparison; finished runs in it are kept.
         console: where the progress bars go.
 
     Raises:
-        UserError: what the user can mend; before any run where that is possible.
+        UserError: something that the user can mend; where possible before any run.
         KeyboardInterrupt: after the runs have been stopped; the same call goes on.
     """
     if equal not in EQUAL:
@@ -147,7 +147,7 @@ def compare(
             except UserError as error:
                 reason = str(error).removesuffix(" Use --force to go on all the same")
                 raise UserError(f"{prompt_file}: {prompt!r}: {reason}") from None
-    found = Clip(clip) if clip else None  # what is wrong with it is said now
+    found = Clip(clip) if clip else None  # a mistake in it is reported before any run
     with locked(folder, "carv3d compare"):
         with progress(console) as bar:
             task = bar.add_task("timing each method, %", total=100, visible=not (folder / "plan.json").exists())
@@ -166,7 +166,7 @@ def compare(
 
 
 def _measure(jobs: Sequence[Job], yardstick: Yardstick | None, console: Console) -> list[Quality]:
-    """Of every run, from its folder where it is there."""
+    """The figures of every run, read from its folder if they are there."""
     found = [kept_quality(job, yardstick) for job in jobs]
     missing = [index for index, quality in enumerate(found) if quality is None]
     for index in track(missing, "measuring", console=console, disable=not missing):

@@ -23,8 +23,14 @@ from carv3d.errors import UserError
 from carv3d.runs import Run, slug
 from carv3d.system.progress import progress
 
-_GRACE = 30.0  # seconds that a stopped run has to save itself
-_BEFORE_A_RUN = {".lock", "log.txt", "config.yaml", "checkpoints", "previews"}  # what may lie there when it is killed
+_GRACE = 30.0  # seconds that a stopped run may take to save a checkpoint
+_BEFORE_A_RUN = {
+    ".lock",
+    "log.txt",
+    "config.yaml",
+    "checkpoints",
+    "previews",
+}  # the files of a run that was killed before it was complete
 
 
 @dataclass(frozen=True)
@@ -38,20 +44,24 @@ class Job:
 
     @property
     def finished(self) -> bool:
-        """Whether nothing is left to do; the turntable is a run's last result."""
+        """Whether the run is finished; the turntable is its last result."""
         return (self.path / "turntable.mp4").is_file()
 
 
 def folder_name(prompt: str, seed: int) -> str:
     """The name of a run's folder in a comparison; different prompts have different names."""
     name = slug(prompt)
-    if name.replace("-", " ") != prompt.lower():  # the slug leaves something out: another prompt may share it
+    if (
+        name.replace("-", " ") != prompt.lower()
+    ):  # the slug is shorter than the prompt: another prompt may have the same one
         name += "-" + hashlib.sha256(prompt.casefold().encode()).hexdigest()[:8]
     return f"{name}-seed{seed}"
 
 
 def jobs_of(plan: Plan, folder: Path) -> list[Job]:
-    """All runs of the plan. The methods take turns, so that a comparison that was stopped is a fair, smaller one."""
+    """All runs of the plan. The methods take turns, so that a stopped comparison has the same prompts for all
+    methods.
+    """
     return [
         Job(method, prompt, seed, folder / method.name / folder_name(prompt, seed))
         for seed in range(plan.seeds)
@@ -61,7 +71,7 @@ def jobs_of(plan: Plan, folder: Path) -> list[Job]:
 
 
 def check_runs(jobs: Sequence[Job], plan: Plan) -> None:
-    """Refuse runs that are there and cannot be compared.
+    """Refuse existing runs that cannot be compared.
 
     Raises:
         UserError: a run of another config or of another device.
@@ -89,20 +99,20 @@ def check_runs(jobs: Sequence[Job], plan: Plan) -> None:
 
 
 def execute(jobs: Sequence[Job], plan: Plan, folder: Path, workers: int, console: Console) -> list[Job]:
-    """Make the runs that are not there and go on with those that are unfinished.
+    """Make the missing runs, and resume the unfinished ones.
 
     Args:
-        jobs: see `jobs_of`; finished ones are left alone.
-        plan: that they are of.
+        jobs: see `jobs_of`; finished ones are kept.
+        plan: the plan of the runs.
         folder: of the comparison.
         workers: runs at a time.
         console: where the progress bar goes.
 
     Returns:
-        The runs that were made or gone on with.
+        The runs that were made or resumed.
 
     Raises:
-        UserError: a run failed; what it said last.
+        UserError: a run failed; the message has the last lines that it printed.
         KeyboardInterrupt: after all runs have been stopped.
     """
     waiting = [job for job in jobs if not job.finished]
@@ -129,7 +139,7 @@ def _run(job: Job, folder: Path, children: _Children) -> None:
         if job.path.is_dir() and {path.name for path in job.path.iterdir()} <= _BEFORE_A_RUN:
             shutil.rmtree(job.path)  # killed before it was a run
         config = folder / f"{job.method.name}.yaml"
-        # In quotes, as YAML: a prompt is taken as it stands, whatever is in it.
+        # In quotes, as YAML, so that the prompt is taken literally.
         prompt = f"prompt={json.dumps(job.prompt, ensure_ascii=False)}"
         words = ["generate", str(config), prompt, f"seed={job.seed}", "--output", str(job.path)]
     code, said = children.run([sys.executable, "-m", "carv3d", *words])
@@ -152,7 +162,7 @@ class _Children:
         with self._lock:
             if self._stopped:
                 return 130, "stopped"
-            # A session of its own: Ctrl-C reaches it once, by `stop`, and it saves a checkpoint.
+            # In a session of its own, the process gets Ctrl-C only once, from `stop`, and saves a checkpoint.
             child = subprocess.Popen(
                 command,
                 env=self._environment,
@@ -169,7 +179,7 @@ class _Children:
         return child.returncode, said
 
     def stop(self) -> None:
-        """Ask all to save and end, and wait for that; kill those that do not."""
+        """Ask all processes to save and end, wait for them, and kill those that do not end."""
         with self._lock:
             self._stopped = True
             running = list(self._running)
@@ -184,7 +194,7 @@ class _Children:
 
 @contextmanager
 def _interruptible() -> Iterator[None]:
-    """What ends a process quietly is a KeyboardInterrupt meanwhile: no run is left behind."""
+    """Turns the signals that end a process into KeyboardInterrupt, so that no run is left behind."""
 
     def interrupt(*_: object) -> None:
         raise KeyboardInterrupt

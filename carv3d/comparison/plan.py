@@ -1,4 +1,4 @@
-"""What is compared: methods that get the same prompts, seeds and budget. Kept in `plan.json`."""
+"""The plan of a comparison: methods that get the same prompts, seeds and budget. It is kept in `plan.json`."""
 
 from __future__ import annotations
 
@@ -26,7 +26,7 @@ CURVE_POINTS = 10
 EQUAL = ("time", "calls")
 """What the methods have equal amounts of."""
 
-# Keys that neither change what a run learns nor how fast: runs that differ in them may be compared.
+# Keys that change neither the result of a run nor its speed. Runs that differ only in these may be compared.
 _BOOK_KEEPING = (
     *("prompt", "prompt_library", "seed", "device", "threads", "output_dir", "force", "mesh", "turntable"),
     *(
@@ -43,8 +43,8 @@ class Method:
     """One way to make objects.
 
     Attributes:
-        name: also that of its folder.
-        config: as its runs have it, but for prompt and seed.
+        name: of the method and of its folder.
+        config: of its runs, without prompt and seed.
         cost: of a step, as calibrated.
     """
 
@@ -54,7 +54,7 @@ class Method:
 
     @property
     def cameras(self) -> str:
-        """How its cameras are drawn: their order, or the name of a plug-in's sampler."""
+        """How its cameras are drawn: the order of the cameras, or the name of a plug-in's sampler."""
         section = self.config.cameras
         return str(getattr(section, "order", section.type))
 
@@ -70,7 +70,7 @@ class Method:
 
     @property
     def calls(self) -> int:
-        """(t, eps) draws that the teacher judges in a run."""
+        """(t, eps) draws of a run."""
         return round(self.steps * self.cost.calls)
 
     @property
@@ -94,7 +94,7 @@ class Plan:
 
     @property
     def scale(self) -> Scale | None:
-        """What quality is; None if there is nothing to measure it by."""
+        """The measure of quality; None if there is none."""
         if self.clip:
             return ALIGNMENT
         return TRUTH if knows_truth(self.methods[0].config) else None
@@ -109,8 +109,8 @@ def methods_of(configs: Sequence[tuple[str, Config]]) -> list[tuple[str, Config]
     """Names and configs of the methods: up to four of one config, or one of each of several.
 
     One config gives the plain objective (such as SDS), reuse of renders alone (K independent draws), the paper's method
-    (with importance and strata), and itself. All but itself have independent noise and cameras, as the
-    paper and the field have.
+    (with importance and strata), and the config itself. All methods but the config itself have independent noise and
+    cameras, as in the paper and in common practice.
 
     Raises:
         UserError: two of the same name, or configs that cannot be compared.
@@ -146,7 +146,7 @@ def methods_of(configs: Sequence[tuple[str, Config]]) -> list[tuple[str, Config]
 
 
 def equal_steps(own: int, costs: Sequence[float]) -> list[int]:
-    """Steps of each method that cost as much as `own` steps of the last, whose costs per step are given."""
+    """The number of steps of each method that costs as much as `own` steps of the last method."""
     return [max(1, round(own * costs[-1] / cost)) for cost in costs]
 
 
@@ -160,7 +160,7 @@ def make_plan(
     folder: Path,
     watch: Callable[[float], None] = lambda _: None,
 ) -> Plan:
-    """The plan in the folder, extended to the prompts and seeds; or a new one, for which the methods are timed.
+    """The plan in the folder, extended to the prompts and seeds; or a new plan, for which the methods are timed.
 
     Args:
         asked: see `methods_of`.
@@ -170,7 +170,7 @@ def make_plan(
         equal: one of `EQUAL`.
         jobs: runs at a time, which share the cores.
         folder: of the comparison; `plan.json` and a config for each method are written there.
-        watch: told now and then what share of the timing is done.
+        watch: called with the fraction of the timing that is done.
 
     Raises:
         UserError: the plan there is another comparison's, or the methods are for different devices.

@@ -1,4 +1,4 @@
-"""How good a run's object is on the way, and its final picture. Kept in the run's folder."""
+"""The quality of a run's object during training, and its final picture. Both are kept in the run's folder."""
 
 from __future__ import annotations
 
@@ -26,7 +26,7 @@ class Quality:
         keys: of the yardstick's figures; empty without a yardstick.
         steps: at which quality was measured; only the end without a yardstick.
         first, second: the yardstick's figures at each of the steps; empty without one.
-        seconds: of training, as the run measured them.
+        seconds: of training, as the run measured it.
     """
 
     keys: list[str]
@@ -37,12 +37,12 @@ class Quality:
 
 
 def picture_camera() -> Cameras:
-    """The one camera of final pictures: from the front and the side, a little above."""
+    """The camera of final pictures: between front and side, slightly above."""
     return orbit(1, 20.0, start=35.0, height=128, width=128)
 
 
 def kept_quality(job: Job, yardstick: Yardstick | None) -> Quality | None:
-    """The figures in a finished run's folder; None if there are none that fit."""
+    """The figures in a finished run's folder; None if there are no matching ones."""
     try:
         found = Quality(**json.loads(_path(job).read_bytes()))
     except (OSError, ValueError, TypeError):
@@ -58,7 +58,7 @@ def measure(job: Job, yardstick: Yardstick | None) -> Quality:
 
     Args:
         job: the run.
-        yardstick: what quality is; None if there is nothing to measure it by.
+        yardstick: the measure of quality; None if there is none.
 
     Raises:
         UserError: a checkpoint of the curve is missing or damaged, or the disk may not be written to.

@@ -1,7 +1,7 @@
 """Means, intervals and speed-ups from quality curves. Pure numpy; P prompts, S seeds, C points of a curve, B draws.
 
-Intervals are of 95 %, by bootstrap: seeds are drawn again within each prompt, the same draws for all methods, so that
-differences are paired. They say what other seeds would give for these prompts. With one seed there are none.
+Intervals are of 95 %, by bootstrap: seeds are resampled within each prompt, in the same way for all methods, so that
+differences are paired. The intervals cover other seeds for the same prompts. With one seed there are no intervals.
 """
 
 from __future__ import annotations
@@ -20,11 +20,11 @@ _TAILS = (0.025, 0.975)
 
 @dataclass(frozen=True)
 class Curves:
-    """A method's quality on the way.
+    """A method's quality during training.
 
     Attributes:
-        steps: (C,), at which it was measured.
-        seconds, calls: (C,), training time and teacher calls up to there.
+        steps: (C,), the steps at which quality was measured.
+        seconds, calls: (C,), training time and teacher calls up to these steps.
         quality, other: (P, S, C), the two figures of the yardstick.
     """
 
@@ -56,7 +56,7 @@ class Estimate:
 
 @dataclass(frozen=True)
 class Result:
-    """What a method came to. Quality is at the end of the runs, differences are to the baseline.
+    """The statistics of a method. Quality is that at the end of the runs; differences are to the baseline.
 
     Attributes:
         quality, quality_difference: the yardstick's first figure.
@@ -77,7 +77,7 @@ class Result:
 
 
 class Bootstrap:
-    """Draws of seeds within prompts; the same for everything it is asked about."""
+    """Resampled seeds within prompts; the same sample for all figures."""
 
     def __init__(self, prompts: int, seeds: int) -> None:
         self.seeds = seeds
@@ -85,10 +85,10 @@ class Bootstrap:
         self._weights: Array = (drawn[..., None] == np.arange(seeds)).mean(2)  # (B, P, S)
 
     def draws(self, values: Array) -> Array:
-        """Per-prompt means (B, P, ...) over drawn seeds of values (P, S, ...)."""
+        """Means over resampled seeds, (B, P, ...), of values (P, S, ...)."""
         if self.seeds > 1:
-            # A few seeds scatter less about their own mean than about the true one, and tell little of how much
-            # they scatter: undo the first, and widen by Student's t for the second.
+            # Few seeds scatter less about their own mean than about the true mean, which is corrected for. Their
+            # spread is uncertain, so that the interval is widened by Student's t.
             middle = values.mean(1, keepdims=True)
             freedom = values.shape[0] * (self.seeds - 1)
             wider = np.sqrt(self.seeds / (self.seeds - 1)) * stats.t.ppf(0.975, freedom) / stats.norm.ppf(0.975)
@@ -116,11 +116,11 @@ class Bootstrap:
 
 
 def reach(axis: Array, curve: Array, target: Array) -> Array:
-    """Where on the axis a curve first comes up to a target: linear between its points, infinite if it never does.
+    """The place on the axis where a curve first reaches a target: linear between its points, infinite if it never does.
 
     Args:
         axis: (C,), rising.
-        curve: (..., C); what it has once reached counts from then on.
+        curve: (..., C); its running maximum counts.
         target: (...).
     """
     best = np.maximum.accumulate(curve, -1)
@@ -171,9 +171,13 @@ def _speedup(bootstrap: Bootstrap, base_axis: Array, base: Array, axis: Array, m
 
 
 def _ratio(base_axis: Array, base: Array, axis: Array, mine: Array) -> tuple[Array, Array, Array]:
-    """Speed-ups (...) of mean curves (..., C), nan where not reached; and what they are at least and at most."""
+    """Speed-ups (...) of mean curves (..., C), nan where the target is not reached; and their lower and upper
+    bounds.
+    """
     target = base[..., -1]
     needed, took = reach(base_axis, base, target), reach(axis, mine, target)
     reached = np.isfinite(took)
-    ratio = needed / np.where(reached, took, axis[-1])  # not reached: less than if it were at the very end
+    ratio = needed / np.where(
+        reached, took, axis[-1]
+    )  # the target is not reached: the speed-up is smaller than if it were reached at the end
     return np.where(reached, ratio, np.nan), np.where(reached, ratio, 0.0), ratio

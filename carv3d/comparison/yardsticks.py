@@ -1,4 +1,4 @@
-"""What quality is, in a comparison: nearness to the true object, or how CLIP finds pictures to fit their prompts."""
+"""Measures of quality in a comparison: similarity to the true object, or agreement of pictures and prompts by CLIP."""
 
 from __future__ import annotations
 
@@ -17,11 +17,10 @@ from carv3d.shapes import parse
 
 @dataclass(frozen=True)
 class Scale:
-    """Names of a yardstick's two figures; the first is what curves and speed-ups are of.
+    """Names of a yardstick's two figures. Curves and speed-ups are of the first.
 
     Attributes:
-        keys: in files.
-        names: for people.
+        keys: in files. names: in reports.
         unit: of the first, " dB" for instance.
     """
 

@@ -1,4 +1,4 @@
-"""A run's gradient noise and step cost, and the (R, K) and method that pay most: `carv3d measure`."""
+"""The noise of a run's gradient, the cost of a step, and the most efficient (R, K) and method: `carv3d measure`."""
 
 from carv3d.measurement.findings import NoiseReport, Row, Window, report
 from carv3d.measurement.observation import Observation, observe

@@ -1,4 +1,4 @@
-"""What follows from a measurement: rows of every method at every (R, K), and what to use."""
+"""The findings of a measurement: a row for every method at every (R, K), and a recommendation."""
 
 from __future__ import annotations
 
@@ -40,7 +40,7 @@ class Row:
         proposal, strata, coupling: as in the config's guidance section.
         variance, variance_low, variance_high: tr Cov.
         variance_between, variance_within: its parts; within is variance_timestep + variance_noise.
-        cost_ms: measured, or of the simulated ratio.
+        cost_ms: measured, or computed from the simulated ratio.
         cost_model_ms: R (c_up + K c_denoise).
         ecm, ecm_low, ecm_high: effective compute multiplier.
         re: relative efficiency.
@@ -88,26 +88,26 @@ class Window:
 
     @property
     def ratio(self) -> float:
-        """What the sequence leaves."""
+        """The variance with the sequence over that with independent cameras."""
         return self.sequence / self.independent
 
     @property
     def signal_to_noise(self) -> float:
-        """Of plain SDS, in power: how much of the average is gradient, to how much is noise."""
+        """Squared mean gradient over variance of the moving average, for plain SDS."""
         return max(self.signal, 0.0) / self.baseline
 
 
 @dataclass(frozen=True)
 class NoiseReport:
-    """All that a measurement found.
+    """All results of a measurement.
 
     Attributes:
         rows: every method at every (R, K).
-        recommended: the method and K with the largest ECM, and the smallest R that does as well.
+        recommended: the method and K with the largest ECM, and the smallest R whose ECM is not significantly lower.
         baseline: uniform, K = 1, R = 1.
         cost_parts: ms of each part of a step of one render, by K.
-        cost: the model that the rows' model costs are of, in seconds.
-        measured_cost: the model fitted to the measured steps; another one if a ratio is simulated.
+        cost: the model behind the rows' model costs, in seconds.
+        measured_cost: the model fitted to the measured steps, also if `cost` is simulated.
         between, within: of one render at K = 1, uniform.
         predicted_resamples: sqrt(a b).
         edges, norm, norm_error: of the gradient's norm by timestep, sqrt(E |J^T w r|^2); bins (B + 1,), (B,), (B,).
@@ -115,7 +115,7 @@ class NoiseReport:
         p: (T,) the target pmf.
         moments: second moments of one draw under the proposals, see `carv3d.accounting.second_moments`.
         windows: variances of moving averages by the cameras' order; empty if the budget was too small.
-        detectable_bias: the smallest that would have been found, as a share of a render's mean gradient.
+        detectable_bias: the smallest bias that would have been detected, as a share of a render's mean gradient.
         renders: how many were measured.
         seconds: it took.
     """
@@ -142,7 +142,9 @@ class NoiseReport:
 
     @property
     def noise_limited(self) -> bool | None:
-        """Whether noise outweighs the gradient in Adam's quick average under plain SDS; None if not measured."""
+        """Whether the variance of Adam's first moment exceeds the squared mean gradient under plain SDS; None if not
+        measured.
+        """
         return self.windows[0].signal_to_noise < 1 if self.windows else None
 
     @property
@@ -160,7 +162,7 @@ class NoiseReport:
         )
 
     def as_json(self) -> dict[str, Any]:
-        """For programs."""
+        """The report as JSON values."""
         return {
             "rows": [asdict(row) for row in self.rows],
             "recommended": asdict(self.recommended) | {"setting": self.setting},
@@ -188,11 +190,13 @@ class NoiseReport:
 
 
 def _finite(x: float) -> float | None:
-    return float(x) if np.isfinite(x) else None  # JSON has no other numbers
+    return float(x) if np.isfinite(x) else None  # JSON has no nan and no infinity
 
 
 def _windows(observed: Observation, between: float, of_one: float, of_best: float) -> list[Window]:
-    """From the parts of one step's variance: between, and within of plain SDS and of the recommended method."""
+    """The window variances, from the parts of one step's variance: between renders, and within a render for plain SDS
+    and for the recommended method.
+    """
     if observed.gram is None:
         return []
     gram, full_turn = observed.gram, observed.full_turn
@@ -210,18 +214,17 @@ def _windows(observed: Observation, between: float, of_one: float, of_best: floa
             name: window_variance(gram, *TABLE, full_turn, points, beta, between, within)
             for name, (points, within) in cases.items()
         }
-        # Every camera is as likely, so the mean gradient is the mean of the table's.
+        # All cameras are equally likely, so that the mean gradient is the mean over the table.
         found.append(Window(beta, **values, signal=float(gram.mean())))
     return found
 
 
 def report(observed: Observation, cost_ratio: float | None = None) -> NoiseReport:
-    """What follows from an observation.
+    """The report of an observation.
 
     Args:
         observed: see `observe`.
-        cost_ratio: count costs as if rendering, encoding and the backward pass cost so many resamples; None: as
-            they were measured.
+        cost_ratio: c_up / c_denoise to compute costs with; None: the measured costs.
     """
     found, meter, grid = observed.found, observed.meter, observed.grid
     fitted = meter.model()
@@ -269,7 +272,7 @@ def report(observed: Observation, cost_ratio: float | None = None) -> NoiseRepor
                 )
             )
     top = max(rows, key=lambda row: row.ecm)
-    # More renders cost more and say as much more: which R is ahead is often chance.
+    # R renders cost R times as much and have 1 / R of the variance, so that the best R is often chance.
     same = [row for row in rows if (row.method, row.K) == (top.method, top.K) and row.ecm_high >= top.ecm]
     best = min(same, key=lambda row: row.R)
     of_views, of_draws = Interval.of_mean(between), Interval.of_mean(found.within_samples(BASELINE))

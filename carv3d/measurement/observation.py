@@ -1,4 +1,4 @@
-"""What is measured: the cost of steps, the mean gradient by camera, the variance by method."""
+"""The measurement: the cost of steps, the mean gradient by camera, the variance by method."""
 
 from __future__ import annotations
 
@@ -19,16 +19,16 @@ MOST_DRAWS = 32  # R K of the grid's largest steps, as in the paper
 COST_SHARE = 0.15  # of the budget
 COST_ROUNDS = 3
 TABLE = (12, 6)  # azimuths, elevations
-TABLE_SHARE = 0.25  # of the budget at most, else there is no table
+TABLE_SHARE = 0.25  # largest share of the budget; above it there is no table
 TABLE_RESAMPLES = 4
 
-# What is being done, and how far: a share of the budget.
+# The present activity, and the share of the budget that is used.
 Watch = Callable[[str, float], None]
 
 
 @dataclass(frozen=True)
 class Observation:
-    """What was measured, from which reports for any cost ratio can be made.
+    """The results of a measurement, from which reports for any cost ratio can be made.
 
     Attributes:
         found: variances.
@@ -86,7 +86,7 @@ def observe(
     ks = sorted({1, *resamples})
     rs = sorted({1, *renders})
     grid = [(R, K) for R in rs for K in ks if max(MOST_DRAWS, *ks, *rs) >= R * K]
-    timed = grid if len(ks) > 1 else [*grid, (1, 2)]  # one K says nothing of what a draw costs
+    timed = grid if len(ks) > 1 else [*grid, (1, 2)]  # one K does not show the cost of a draw
     meter = _measure_costs(trainer, timed, rng, budget * COST_SHARE, watch)
 
     def upstream(rng: torch.Generator) -> tuple[Tensor, Any]:
@@ -129,7 +129,7 @@ def _measure_costs(
 
     steps = {(R, K): step(R, K) for R, K in grid}
     with trainer.carv.kept():
-        for R, K in (grid[0], grid[-1]):  # the first passes are slower than all others
+        for R, K in (grid[0], grid[-1]):  # the first passes are slower
             steps[R, K]()
         while not meter.rounds or len(meter.rounds[grid[0]]) < COST_ROUNDS or time.perf_counter() - started < budget:
             watch("timing steps", (time.perf_counter() - started) / max(budget, 1e-9) * COST_SHARE)

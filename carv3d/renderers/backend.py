@@ -1,4 +1,6 @@
-"""Which code draws: plain torch on any device, or another package's CUDA kernels behind the same call."""
+"""The choice of a rendering backend: plain torch on any device, or another package's CUDA kernels behind the same
+call.
+"""
 
 from __future__ import annotations
 
@@ -19,10 +21,9 @@ def choose(asked: Backend, package: Backend, problem: Problem, device: torch.dev
     """`package`, or "torch".
 
     Args:
-        asked: by the config; "auto" is the package where it works, else torch, which on CUDA is said in one line
-            of the log.
+        asked: by the config; "auto" is the package where it works, else torch. On CUDA the log says so in one line.
         package: the one that draws this kind of scene.
-        problem: why it cannot on a device, None if it can; builds its kernels.
+        problem: the reason why it cannot render on a device, None if it can; it builds the kernels.
         device: where it will draw.
 
     Raises:

@@ -1,4 +1,4 @@
-"""What a renderer is, and what it returns."""
+"""The interface of renderers, and of their results."""
 
 from __future__ import annotations
 
@@ -20,17 +20,17 @@ EMPTY = 1e-4
 
 @dataclass
 class RaySamples:
-    """The samples that a volume renderer took, for the regularisers that look inside the volume.
+    """The samples of a volume renderer, for regularisers of the volume.
 
-    Of the S samples a ray only M in all were asked of the scene: those in cells that may hold something. They lie ray
-    after ray, near ones first.
+    The scene is queried only at the M samples in occupied cells. They are sorted by ray, and along a ray from near to
+    far.
 
     Attributes:
         weights: (M,) contribution of each to its pixel; a ray's sum to the pixel's opacity.
         ray: (M,) int64, which ray; rays are the pixels of all R images, row by row.
         t: (M,) distance along the ray, world units.
         directions: (rays, 3) unit vectors from the camera.
-        normals: (M, 3) the density's unit normals, or None if not asked for.
+        normals: (M, 3) the density's unit normals, or None if they were not requested.
     """
 
     weights: Tensor
@@ -50,8 +50,8 @@ class Render:
         depth: (R, 1, H, W) expected distance along the ray given that it hits, world units; beyond the scene
             where nothing is hit.
         normal: (R, 3, H, W) world space, weighted by opacity (so its length is at most that), or None.
-        samples: what lies behind the pixels, or None from a renderer without rays.
-        projection: where the scene's parts fell, or None of a scene without parts.
+        samples: of the rays, or None from a renderer without rays.
+        projection: of the scene's parts, or None for a scene without parts.
     """
 
     rgb: Tensor
@@ -87,10 +87,12 @@ class Renderer(torch.nn.Module, Generic[SceneKind]):
         return [{"params": [self.background_logit], "lr": lr}] if self.background == "learned" else []
 
     def update_occupancy(self, scene: SceneKind, step: int, generator: torch.Generator) -> None:
-        """Called by the loop before each step, for renderers that keep track of where the scene is empty."""
+        """Called before each step, for renderers that have an occupancy."""
 
     def backdrop(self, count: int, noise: torch.Generator | None) -> Tensor:
-        """Background colours, (count, 3), on any device; `noise` draws random ones, None is for looking at."""
+        """Background colours, (count, 3), on any device; `noise` draws random colours; None for pictures outside of
+        training.
+        """
         if self.background == "learned":
             return self.background_logit.sigmoid().expand(count, 3)
         if not isinstance(self.background, str):

@@ -1,4 +1,4 @@
-"""Densities along rays to weights, and weights to pixels, in plain torch; `nerfacc_backend` is the CUDA twin.
+"""Densities along rays to weights, and weights to pixels, in plain torch; `nerfacc_backend` does the same on CUDA.
 
 Quadrature of Max (1995), as in NeRF (Mildenhall et al. 2020): within an interval the density is constant.
 """
@@ -27,11 +27,11 @@ def kept(rays: Rays, occupancy: Occupancy | None, bound: float) -> Tensor:
 def composite(
     rays: Rays, index: Tensor, density: Tensor, values: Sequence[Tensor]
 ) -> tuple[Tensor, Tensor, list[Tensor]]:
-    """Add up samples along rays; there is nothing between them.
+    """Sum samples along rays; between the samples the density is zero.
 
     Args:
         rays: on any device.
-        index: (M,) of rays x S, increasing: which samples these are.
+        index: (M,) of rays x S, increasing: the indices of the samples.
         density: (M,) per world unit.
         values: each (M, D).
 
@@ -47,6 +47,6 @@ def composite(
     thickness = dense(density) * rays.length[:, None]
     transmittance = (thickness - thickness.cumsum(-1)).exp()
     weights = -transmittance * torch.expm1(-thickness)
-    # Channel by channel: on CPU sums over the innermost axis are 3 times quicker.
+    # Channel by channel: on CPU sums over the innermost axis are 3 times faster.
     sums = [torch.stack([(weights * dense(channel)).sum(-1) for channel in value.T], -1) for value in values]
     return weights.view(-1).index_select(0, index), weights.sum(-1, keepdim=True), sums

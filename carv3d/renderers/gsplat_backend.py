@@ -31,7 +31,7 @@ def problem(device: torch.device) -> str | None:
 
 
 def rasterise(scene: Gaussians, colours: Tensor, cameras: Cameras, view: Tensor) -> tuple[Tensor, ImageProjection]:
-    """Blended colour, depth along the axis, and opacity (R, H, W, 5), and where the Gaussians fell.
+    """Blended colour, depth along the axis, and opacity (R, H, W, 5); and the image projection.
 
     Args:
         scene: on CUDA.
@@ -51,7 +51,7 @@ def rasterise(scene: Gaussians, colours: Tensor, cameras: Cameras, view: Tensor)
         height=cameras.height,
         near_plane=NEAR,
         eps2d=DILATION,
-        packed=False,  # one row a Gaussian and render, as the torch path has it
+        packed=False,  # one row for each Gaussian and render, as in the torch code
         render_mode="RGB+D",
         rasterize_mode="antialiased",
     )

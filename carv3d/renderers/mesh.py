@@ -33,7 +33,7 @@ def render_mesh(
     background: tuple[float, float, float] = (1.0, 1.0, 1.0),
     supersample: int = 1,
 ) -> MeshRender:
-    """Draw a mesh in its own colours, without light: its texture if it has one, else its vertex colours.
+    """Render a mesh in its own colours, without light: its texture if it has one, else its vertex colours.
 
     Triangles that reach behind a camera are left out.
 
@@ -79,12 +79,12 @@ def _visible(
     """The (P,) pixels that the mesh covers, and in each the vertices' values (P, C) at its nearest point."""
     faces = faces[(depth[faces] > NEAR).all(1)]
     face, pixel, barycentric = cover(screen[faces], height, width)
-    # 1 / depth is what is linear on the screen: it orders the points and corrects their weights.
+    # 1 / depth is linear on the screen: it orders the points and corrects their weights.
     weights = barycentric / depth[faces[face]]
     nearness = weights.sum(1)
     order = nearness.argsort()
     nearest = torch.full((height * width,), -1, device=faces.device)
-    # Of several writes to one pixel an index_put keeps no particular one, a maximum over ranks does.
+    # index_put keeps any one of several writes to a pixel; a maximum over ranks keeps the nearest.
     nearest.scatter_reduce_(0, pixel[order], torch.arange(len(order), device=faces.device), "amax")
     shown = order[nearest[nearest >= 0]]
     weights = weights[shown] / nearness[shown, None]

@@ -23,7 +23,7 @@ def problem(device: torch.device) -> str | None:
         rays = Rays.through(origins, directions, 1.0, 4, None)
         index = kept(rays, None, 1.0)
         density = torch.ones(len(index), device=device, requires_grad=True)
-        with torch.enable_grad():  # the first to ask may be a pass without gradients
+        with torch.enable_grad():  # the first call may be under no_grad
             opacity = composite(rays, index, density, [])[1]
             opacity.sum().backward()
         if len(index) != 4 or not torch.allclose(opacity, 1 - torch.exp(-opacity.new_tensor(2.0))):
@@ -36,11 +36,11 @@ def problem(device: torch.device) -> str | None:
 def kept(rays: Rays, occupancy: Occupancy | None, bound: float) -> Tensor:
     """Index (M,) of rays x S, increasing, of the samples that lie in the cube and in occupied cells.
 
-    `traverse_grids` walks through the cells along a ray and keeps the intervals whose *midpoints* lie in occupied
-    ones. It gets each ray in units of its intervals, and moved so that the samples, wherever the jitter has put them,
-    are the midpoints: sample i is at i + 1/2 of a ray whose stretch is [0, S]. So it asks the cells of the very points
-    that are asked of the scene, as the torch path does, and what comes back is their numbers. A sample within a
-    rounding error of a cell's face (some 1e-6 of the cube) may count to either cell.
+    `traverse_grids` keeps the intervals of a ray whose *midpoints* lie in occupied cells. Each ray is passed in units
+    of its intervals, and shifted so that the jittered samples are the midpoints: sample i is at i + 1/2 of the ray's
+    interval [0, S]. So the cells of exactly the samples are tested, as in the torch code, and the result is their
+    numbers. A sample within a
+    rounding error of a cell's face (some 1e-6 of the cube) may be assigned to either cell.
     """
     scale, count = rays.length[:, None], len(rays.length)
     start = rays.first - 0.5 * rays.length
@@ -55,7 +55,7 @@ def kept(rays: Rays, occupancy: Occupancy | None, bound: float) -> Tensor:
         near_planes=zeros,
         far_planes=ends[:, 1],
         step_size=1.0,
-        # Where rays meet the cube is known; before and after it half an interval belongs to the cells at its faces.
+        # Half an interval before and after the cube belongs to the cells at its faces.
         t_sorted=ends,
         t_indices=torch.arange(2, device=zeros.device).expand(count, 2),
         hits=scale > 0,
@@ -69,8 +69,8 @@ def composite(
 ) -> tuple[Tensor, Tensor, list[Tensor]]:
     """`compositing.composite` on the samples alone, packed ray after ray; float32.
 
-    Of nerfacc's `render_weight_from_density` only the scan is used: its 1 - exp(-x) loses the digits of a thin fog, and
-    with them the depth of faint pixels.
+    Of nerfacc's `render_weight_from_density` only the scan is used: its 1 - exp(-x) loses precision at low density,
+    and with it the depth of faint pixels.
     """
     nerfacc, count = importlib.import_module("nerfacc"), len(rays.length)
     ray = index // rays.samples

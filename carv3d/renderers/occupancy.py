@@ -1,4 +1,4 @@
-"""Which cells of the cube may hold something: the samples elsewhere need no query."""
+"""The occupancy: cells of the cube where the density may be positive. Samples in other cells need no query."""
 
 from __future__ import annotations
 
@@ -14,14 +14,14 @@ from carv3d.scenes import RadianceField
 class Occupancy(torch.nn.Module):
     """Decaying maximum of the density in cells, after Instant-NGP (Müller et al. 2022, appendix E).
 
-    A cell counts as occupied if its own or a neighbour's maximum is not negligible. What is not queried gets
-    no gradient and could never grow, so besides the neighbours of all that exists a random share of the empty
-    cells is open at any time; and every refresh looks at one new random point of every cell.
+    A cell counts as occupied if its own or a neighbour's maximum is not negligible. A cell that is not queried gets
+    no gradient and could not grow. Therefore a random share of the empty cells counts as occupied too, and every
+    refresh queries one new random point of every cell.
 
     Args:
         resolution: cells along a side of the cube.
-        threshold: what pruning may cost: a ray through the whole cube that meets nothing but densities too
-            small to count has less opacity than this.
+        threshold: a bound on the error of pruning: a ray through the whole cube that meets only pruned densities has
+            less opacity than this.
         decay: factor on the maximum at a refresh.
         explore: share of the cells opened at random by a refresh.
     """
@@ -37,12 +37,12 @@ class Occupancy(torch.nn.Module):
         self.explore = explore
         shape = (resolution, resolution, resolution)
         self.register_buffer("maximum", torch.zeros(shape))
-        # Until the first refresh nothing is known, and everything is occupied.
+        # Before the first refresh all cells are occupied.
         self.register_buffer("occupied", torch.ones(shape, dtype=torch.bool))
 
     @torch.no_grad()
     def refresh(self, scene: RadianceField, generator: torch.Generator) -> None:
-        """Look at the scene's density, at one random point of every cell."""
+        """Query the scene's density, at one random point of every cell."""
         n, device = self.resolution, self.maximum.device
         axis = torch.arange(n, device=device)
         corner = torch.cartesian_prod(axis, axis, axis)
@@ -55,13 +55,13 @@ class Occupancy(torch.nn.Module):
         self.occupied = (near * (2 * math.sqrt(3) * scene.bound) > self.threshold) | opened
 
     def at(self, origins: Tensor, directions: Tensor, t: Tensor, bound: float) -> Tensor:
-        """(rays, S) bool: do the points at distances t (rays, S) along rays (rays, 3) lie in occupied cells?
+        """(rays, S) bool: whether the points at distances t (rays, S) along rays (rays, 3) lie in occupied cells.
 
         The points lie in the cube, or beyond it by a rounding error.
         """
         n = self.resolution
         start, slope = (origins + bound) * (0.5 * n / bound), directions * (0.5 * n / bound)
-        # Coordinate by coordinate and in floats (exact below 2^24): three times quicker than integers (rays,
+        # Coordinate by coordinate and in floats (exact below 2^24): three times faster than integers (rays,
         # S, 3).
         index = torch.zeros_like(t)
         for axis in range(3):

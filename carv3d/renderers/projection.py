@@ -17,10 +17,10 @@ NEAR = 0.01
 DILATION = 0.3
 """Variance added to every Gaussian on the image, square pixels: none falls between the pixels' centres."""
 
-# Least share of its opacity that a dilated Gaussian keeps: the square root's gradient stays finite (Mip-Splatting).
+# Smallest share of its opacity that a dilated Gaussian keeps, so that the square root's gradient is finite.
 _LEAST_SHARE = 0.005
-# The linearised perspective is that of the nearest point of the image, widened by this share: far outside it
-# explodes.
+# The perspective is linearised at the nearest point of the image, widened by this share: far outside of the image it
+# diverges.
 _MARGIN = 0.15
 
 
@@ -31,7 +31,7 @@ class Projected:
     Attributes:
         centres: (R, N, 2) x, y in pixels.
         conics: (R, N, 3) entries xx, xy, yy of the inverse covariances, per square pixel.
-        opacities: (R, N) less what the dilation spread.
+        opacities: (R, N) reduced by the dilation.
         depths: (R, N) along the camera's axis, world units.
         extents: (R, N, 2) half sides of the boxes outside which a Gaussian adds less than 1/255, pixels; 0 for
             those that are behind the camera or too faint.
@@ -45,7 +45,7 @@ class Projected:
 
 
 def views(cameras: Cameras) -> Tensor:
-    """(R, 4, 4) world to camera; x right, y down, z forward, as the field of splatting has it."""
+    """(R, 4, 4) world to camera; x right, y down, z forward, the convention of splatting."""
     flip = cameras.c2w.new_tensor([1.0, -1.0, -1.0])
     rotation = (cameras.c2w[:, :3, :3] * flip).mT
     view = torch.zeros_like(cameras.c2w)
@@ -77,7 +77,8 @@ def project(scene: Gaussians, cameras: Cameras) -> Projected:
     sharp = xx * yy - xy * xy
     xx, yy = xx + DILATION, yy + DILATION
     determinant = xx * yy - xy * xy
-    # A dilated Gaussian covers more and is fainter for it: pictures of any size agree (Mip-Splatting's 2-D filter,
+    # A dilated Gaussian covers more pixels with less opacity, so that pictures of different sizes agree
+    # (Mip-Splatting's 2-D filter,
     # arXiv 2311.16493, section 4.2).
     opacities = scene.opacities * (sharp / determinant).clamp_min(_LEAST_SHARE**2).sqrt()
     conics = torch.stack([yy, -xy, xx], -1) / determinant[..., None]

@@ -1,4 +1,4 @@
-"""Where along its ray a volume is sampled."""
+"""Sample positions along rays through a volume."""
 
 from __future__ import annotations
 
@@ -10,7 +10,8 @@ from torch import Tensor
 
 @dataclass(frozen=True)
 class Rays:
-    """Rays through a cube: each one's stretch inside is cut into equal intervals with one sample in each.
+    """Rays through a cube: the part of each ray inside the cube is divided into equal intervals with one sample in
+    each.
 
     Attributes:
         origins: (rays, 3) world units.
@@ -37,7 +38,7 @@ class Rays:
             directions: (rays, 3) unit vectors.
             bound: half the cube's side, world units.
             samples: S.
-            noise: moves all samples of a ray by one random share of an interval; without it they are midpoints.
+            noise: shifts all samples of a ray by one random fraction of an interval; without it samples are midpoints.
         """
         near, far = _cube(origins, directions, bound)
         length = (far - near) / samples
@@ -66,6 +67,6 @@ def _cube(origins: Tensor, directions: Tensor, bound: float) -> tuple[Tensor, Te
     low, high = (-bound - origins) / directions, (bound - origins) / directions
     near = torch.minimum(low, high).amax(-1).clamp_min(0)
     far = torch.maximum(low, high).amin(-1)
-    # A ray that lies in a face's plane gives 0 / 0; a comparison with NaN is false, so it counts as a miss.
+    # A ray in the plane of a face gives 0 / 0; comparisons with NaN are false, so that it counts as a miss.
     hit = far > near
     return torch.where(hit, near, 0), torch.where(hit, far, 0)

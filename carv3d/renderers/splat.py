@@ -46,7 +46,7 @@ class SplatRenderer(Renderer[Gaussians]):
             cameras: R cameras of H x W pixels.
             generator: draws the random background; needed in training only.
             training: random backgrounds.
-            normals: also give normals, of the surface that the depths draw.
+            normals: also compute normals, from the depths.
         """
         if training and generator is None:
             raise ValueError("rendering for training draws random numbers: pass a generator")
@@ -62,7 +62,7 @@ class SplatRenderer(Renderer[Gaussians]):
         background = self.backdrop(len(cameras), generator if training else None).to(rgb)
         rgb = rgb + (1 - opacity) * background[:, :, None, None]
 
-        # Along the camera's axis so far; a ray's own distance is longer.
+        # So far the depth is along the camera's axis; the distance along the ray is longer.
         origins, directions = cameras.rays()
         forward = -cameras.c2w[:, None, None, :3, 2]
         length = 1 / (directions * forward).sum(-1)[:, None]
@@ -92,7 +92,7 @@ def _rasterise(scene: Gaussians, colours: Tensor, cameras: Cameras) -> tuple[Ten
 def _boxes(projected: Projected, height: int, width: int) -> Boxes:
     renders, count = projected.depths.shape
     limit = projected.centres.new_tensor([width, height])
-    # The pixels whose centres, halves, lie inside.
+    # The pixels whose centres, at half integers, lie inside.
     low = (projected.centres - projected.extents - 0.5).ceil().clamp_min(0).minimum(limit)
     high = (projected.centres + projected.extents - 0.5).floor().add(1).clamp_min(0).minimum(limit)
     high = torch.where(projected.extents > 0, high, low)
@@ -106,7 +106,7 @@ def _normals(depth: Tensor, origins: Tensor, directions: Tensor) -> Tensor:
     """Unit normals (R, 3, H, W) towards the camera, of the surface at distances (R, 1, H, W) along the rays.
 
     The cross product of the surface's steps from pixel to pixel (as in 2-D Gaussian Splatting, arXiv 2403.17888); of
-    the steps to both sides the one that jumps less, or else every silhouette would have a rim.
+    the steps to both sides, the one with the smaller jump in depth, so that silhouettes have no rim.
     """
     points = (origins + depth[:, 0, ..., None] * directions).permute(0, 3, 1, 2)
     right = _step(points, depth, 3)

@@ -1,13 +1,13 @@
 """Gaussians on the image plane blended to pixels: plain torch, no loop over Gaussians or pixels.
 
-Every Gaussian is expanded to the pixels of its bounding box, all Gaussians at once; what contributes less than
-1/255 is dropped, the rest sorted by pixel and, within a pixel, by depth. With sums that start anew at every pixel
+Every Gaussian is expanded to the pixels of its bounding box, all Gaussians at once; contributions below 1/255 are
+dropped, and the rest is sorted by pixel and, within a pixel, by depth. With sums over each pixel
 
     alpha_i = min(0.999, o_i exp(-d^T C_i d / 2))       C_i: inverse 2-D covariance, d: pixel centre - centre
     w_i     = alpha_i prod_{j before i} (1 - alpha_j)   pixel = sum_i w_i f_i
 
-(Kerbl et al. 2023, arXiv 2308.04079, equation 3.) The gradients are written out, as there: they need two
-sums over the same pairs, where autograd would keep a dozen copies of them.
+(Kerbl et al. 2023, arXiv 2308.04079, equation 3.) The gradients are written explicitly: they need two sums over the
+same pairs, where autograd would keep a dozen copies of the pairs.
 """
 
 from __future__ import annotations
@@ -56,7 +56,7 @@ def composite(centres: Tensor, conics: Tensor, opacities: Tensor, features: Tens
         conics: (G, 3) entries xx, xy, yy of the inverse covariances, per square pixel.
         opacities: (G,) in [0, 1].
         features: (G, C) what is blended.
-        boxes: where to look.
+        boxes: the pixels of each Gaussian.
 
     Returns:
         (rows * width, C); where no Gaussian is, 0.
@@ -65,7 +65,7 @@ def composite(centres: Tensor, conics: Tensor, opacities: Tensor, features: Tens
     arguments = (centres, conics, opacities, features)
     if len(bands) == 1:
         return _blend(*arguments, boxes, bands[0])
-    # Of a large image only one band's pairs are held at a time; the backward pass makes them again.
+    # For a large image only one band's pairs are in memory; the backward pass computes them again.
     parts: list[Any] = [checkpoint(_blend, *arguments, boxes, band, use_reentrant=False) for band in bands]
     return torch.cat(parts)
 
@@ -90,7 +90,7 @@ def _blend(
 
 
 def _pick(values: Tensor, index: Tensor) -> Tensor:
-    """`values[index]` of one dimension, several times quicker on a CPU, most of all with int32."""
+    """`values[index]` of one dimension, several times faster on a CPU, in particular with int32."""
     return values.index_select(0, index)
 
 
@@ -116,7 +116,7 @@ class _Blend(torch.autograd.Function):
         centres, conics, opacities, features, boxes, band = inputs
         gaussian, column, row = _pairs(boxes, band)
         x, y = centres.unbind(1)
-        # In rows of the stack, but from the Gaussian's own image on: small numbers keep their last digits.
+        # Rows count from the Gaussian's own image, because small numbers have smaller rounding errors.
         dx = column + 0.5 - _pick(x, gaussian)
         dy = row - _pick(boxes.first_row.int(), gaussian) + 0.5 - _pick(y, gaussian)
         a, b, c = (_pick(part, gaussian) for part in conics.unbind(1))
@@ -125,11 +125,11 @@ class _Blend(torch.autograd.Function):
         pixel, order = _pick((row - band[0]) * boxes.width + column, kept).sort(stable=True)
         kept = _pick(kept, order)
         gaussian, dx, dy, alpha = (_pick(values, kept) for values in (gaussian, dx, dy, alpha))
-        # One segment a pixel: where each begins, and to which one a pair belongs.
+        # One segment for each pixel: its start, and the segment of each pair.
         begins = torch.ones_like(pixel, dtype=torch.bool)
         begins[1:] = pixel[1:] != pixel[:-1]
         segment, first = begins.cumsum(0, dtype=torch.int32) - 1, begins.nonzero()[:, 0]
-        # In float64: the sum runs over all pixels, and what counts are differences within one.
+        # In float64: the sum runs over all pixels, and differences within one pixel are used.
         light = torch.log1p(-alpha.clamp_max(ALPHA_MOST).double())
         before = light.cumsum(0) - light
         transmittance = (before - _pick(before[first], segment)).exp().to(alpha)
@@ -158,10 +158,10 @@ class _Blend(torch.autograd.Function):
             above = _pick(grad, pixel)
             by_weight.addcmul_(above, _pick(channel, gaussian))
             of_features.append(gather(weights * above))
-        # A Gaussian adds its own light, and dims what is behind it in the same pixel.
+        # A Gaussian adds its own colour, and occludes those behind it in the same pixel.
         share = (weights * by_weight).double()
         upto = share.cumsum(0)
-        # Of a pixel's sum, what comes after a pair: the sum at the pixel's end less the sum up to here.
+        # The part of a pixel's sum after a pair: the sum at the pixel's end minus the sum up to the pair.
         ends = torch.cat([first, first.new_full((1,), len(upto))])[1:] - 1
         behind = _pick(upto[ends], segment) - upto
         by_alpha = transmittance * by_weight - behind.to(alpha) / (1 - clamped)
@@ -170,7 +170,7 @@ class _Blend(torch.autograd.Function):
         of_centres = [gather(by_power * (a * dx + b * dy)), gather(by_power * (b * dx + c * dy))]
         by_dx = by_power * dx
         of_conics = [gather(-0.5 * by_dx * dx), gather(-by_dx * dy), gather(-0.5 * by_power * dy * dy)]
-        # The power's derivative by the opacity is 1 / opacity; what is too faint has no pairs.
+        # The derivative of the logarithm by the opacity is 1 / opacity; Gaussians that are too faint have no pairs.
         of_opacities = gather(by_power) / opacities.clamp_min(ALPHA_LEAST)
         return (
             torch.stack(of_centres, 1),

@@ -21,8 +21,8 @@ _FAINT = 1e-3
 class VolumeRenderer(Renderer[RadianceField]):
     """Renders a `RadianceField` by quadrature along the rays through the pixels' centres.
 
-    Each ray's stretch inside the scene's cube is cut into `samples` equal intervals. Only samples in occupied
-    cells are asked of the scene. The state (occupancy, learned background) is in `state_dict()`.
+    The part of each ray inside the scene's cube is divided into `samples` equal intervals. The scene is queried only
+    at samples in occupied cells. The state (occupancy, learned background) is in `state_dict()`.
 
     Args:
         config: background, backend, samples and occupancy.
@@ -40,7 +40,7 @@ class VolumeRenderer(Renderer[RadianceField]):
         self.occupancy = Occupancy(resolution=cells, threshold=config.occupancy_threshold) if cells else None
 
     def update_occupancy(self, scene: RadianceField, step: int, generator: torch.Generator) -> None:
-        """Called by the loop before each step; looks at the scene every `occupancy_every` steps."""
+        """Called before each step; refreshes the occupancy every `occupancy_every` steps."""
         if self.occupancy is not None and step % self.config.occupancy_every == 0:
             self.occupancy.refresh(scene, generator)
 
@@ -61,7 +61,7 @@ class VolumeRenderer(Renderer[RadianceField]):
             generator: draws the jitter and the random background; needed in training only.
             training: one random offset a ray within the intervals, instead of their midpoints; random
                 backgrounds.
-            normals: also give normals. They cost six density queries a sample.
+            normals: also compute normals, with six density queries a sample.
         """
         if training and generator is None:
             raise ValueError("rendering for training draws random numbers: pass a generator")
@@ -69,16 +69,16 @@ class VolumeRenderer(Renderer[RadianceField]):
         backend = nerfacc_backend if self.backend == "nerfacc" else compositing
         origins, directions = (rays.reshape(-1, 3) for rays in cameras.rays())
         rays = Rays.through(origins, directions, scene.bound, self.config.samples, noise)
-        # The only wait for the GPU: the number of samples kept decides the shapes of all that follows.
+        # The only wait for the GPU: the number of kept samples determines the shapes of the following tensors.
         index = backend.kept(rays, self.occupancy, scene.bound)
-        if len(index) == 0:  # keeps the graph, and shapes that every scene accepts
+        if len(index) == 0:  # one sample keeps the graph, and shapes that every scene accepts
             index = index.new_zeros(1)
         ray, t, points = rays.at(index)
         density, found_rgb = scene.query(points)
         found_normal = None
         if normals and training:
             found_normal = scene.normal(points)
-        elif normals:  # for looking at: six density queries each are not spent on samples that nobody sees
+        elif normals:  # outside of training, invisible samples get no normals, which cost six density queries each
             seen = backend.composite(rays, index, density, [])[0] > _FAINT
             found_normal = torch.zeros_like(points)
             found_normal[seen] = scene.normal(points[seen])

@@ -1,8 +1,8 @@
-"""Checkpoints that survive a kill at any moment, and tell when they have been damaged.
+"""Checkpoints that stay whole if the process is killed at any moment, and whose damage is detected.
 
-One checkpoint is a folder `step_001000` with `scene.safetensors` (what is trained: all that is needed to render), and
-`state.safetensors` and `state.json` (all that is needed to go on). `state.json` holds the SHA-256 of the
-other two. Pipelines that train something else than a scene name the first file after that.
+One checkpoint is a folder `step_001000` with `scene.safetensors` (the result of the training: enough to render), and
+`state.safetensors` and `state.json` (enough to go on). `state.json` holds the SHA-256 of the
+other two. Other pipelines name the first file after what they train.
 """
 
 from __future__ import annotations
@@ -34,7 +34,7 @@ PICKLES = (".pt", ".pth", ".ckpt", ".pkl", ".bin")
 
 @dataclass(frozen=True)
 class Checkpoint:
-    """What was saved after a step."""
+    """The content of a checkpoint."""
 
     step: int
     trained: dict[str, Tensor]  # the result of the training, on the CPU
@@ -62,7 +62,7 @@ class Checkpoints:
         self.folder, self.trained = folder, trained
 
     def paths(self) -> dict[int, Path]:
-        """The folder of every step's checkpoint, oldest first; complete, though not checked for damage."""
+        """The folders of all complete checkpoints by step, oldest first; not checked for damage."""
         found: dict[int, Path] = {}
         for path in self.folder.glob("*") if self.folder.is_dir() else []:
             # `save` moves an old checkpoint of the same step aside; it counts until the new one is in place.
@@ -82,9 +82,9 @@ class Checkpoints:
         *,
         keep: int,
     ) -> Path:
-        """Write a checkpoint; killed at any moment, it leaves the old ones or also the new one.
+        """Write a checkpoint. If the process is killed, the old ones are left, with or without the new one.
 
-        Checkpoints of later steps are removed: they belong to a continuation that was given up.
+        Checkpoints of later steps are removed: they belong to an abandoned continuation.
 
         Args:
             step: how many steps have been done.
@@ -122,7 +122,7 @@ class Checkpoints:
     def load(self, step: int | None = None) -> Checkpoint:
         """The checkpoint of a step, or the newest one that is whole.
 
-        If the newest is damaged and an older one is whole, that one is given and a warning logged.
+        If the newest is damaged and an older one is whole, the older one is returned and a warning is logged.
 
         Raises:
             UserError: there is none, or it is damaged; the message names it and says what to use instead.
@@ -145,14 +145,14 @@ class Checkpoints:
                 log.warning("%s is damaged (%s); using that of step %d", paths[other], reason, candidate)
             return checkpoint
         if self.paths() != paths:
-            return self.load(step)  # the run is going on, and has put newer ones in their place
+            return self.load(step)  # the run is still going on, and has replaced them by newer ones
         newest = next(iter(damage))
         whole = [other for other in paths if other not in damage and _is_whole(paths[other], other, self.trained)]
         advice = f"use the one of step {whole[-1]}" if whole else "no other one is whole; start the run anew"
         raise UserError(f"checkpoint {paths[newest]} is damaged: {damage[newest]}; {advice}")
 
     def clean(self) -> None:
-        """Remove or complete what a kill in the middle of `save` left."""
+        """Remove or complete what an interrupted `save` left."""
         for path in self.folder.glob(".step_*.old") if self.folder.is_dir() else []:
             final = self.folder / path.name.removeprefix(".").removesuffix(".old")
             if final.exists():
@@ -173,7 +173,7 @@ class Checkpoints:
             self._remove(aside)
 
     def _remove(self, path: Path) -> None:
-        """Renamed first, so that a kill half-way leaves nothing that looks like a damaged checkpoint."""
+        """It is renamed first, so that an interrupted removal leaves nothing that looks like a damaged checkpoint."""
         doomed = self.folder / f".{path.name.strip('.')}-doomed.tmp"
         shutil.rmtree(doomed, ignore_errors=True)
         os.rename(path, doomed)

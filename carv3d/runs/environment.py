@@ -1,4 +1,4 @@
-"""What a run was made with."""
+"""Versions, machine and command of a run."""
 
 from __future__ import annotations
 

@@ -1,4 +1,4 @@
-"""Ctrl-C that leaves a run whole."""
+"""Handling of Ctrl-C that leaves a run whole."""
 
 from __future__ import annotations
 
@@ -8,7 +8,7 @@ from typing import Any
 
 
 class Interruption:
-    """Ctrl-C or SIGTERM lets the step in hand finish, so that what is saved is whole; a second one does not wait."""
+    """Records Ctrl-C or SIGTERM, so that the present step can finish and be saved. A second one interrupts at once."""
 
     def __init__(self) -> None:
         self.asked = False

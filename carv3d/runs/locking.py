@@ -1,4 +1,4 @@
-"""Locks: one process at a time works in a folder, or builds a package's kernels. The system frees them at a kill."""
+"""The lock of a folder: one process at a time works in it. The system releases the lock if the process is killed."""
 
 from __future__ import annotations
 

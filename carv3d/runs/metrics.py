@@ -32,7 +32,7 @@ class MetricsLog:
             self._file = open(path, "a", encoding="utf-8")  # noqa: SIM115
         self._tensorboard: Any = None
         if tensorboard is not None:
-            from torch.utils.tensorboard import SummaryWriter  # slow to import, and not every caller wants it
+            from torch.utils.tensorboard import SummaryWriter  # slow to import, and not always needed
 
             with disk_errors(tensorboard):
                 self._tensorboard = SummaryWriter(str(tensorboard), purge_step=resume_step + 1)
@@ -65,7 +65,7 @@ class MetricsLog:
 
 
 def read_metrics(path: Path | str) -> list[dict[str, Any]]:
-    """The rows of a `metrics.jsonl`, without a last line that a kill left half written.
+    """The rows of a `metrics.jsonl`, without an incomplete last line.
 
     Raises:
         UserError: no such file, or another line is broken.
@@ -76,7 +76,7 @@ def read_metrics(path: Path | str) -> list[dict[str, Any]]:
     except OSError as error:
         raise UserError(f"cannot read {path}: {(error.strerror or str(error)).lower()}") from None
     rows = []
-    for number, line in enumerate(lines[:-1], 1):  # what follows the last line end is empty or half a line
+    for number, line in enumerate(lines[:-1], 1):  # after the last line end there is nothing or an incomplete line
         try:
             row = json.loads(line)
             int(row["step"])

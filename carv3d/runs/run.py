@@ -5,7 +5,7 @@ outputs/<config>/<prompt>-<n>/
   checkpoints/step_001000/{scene.safetensors, state.safetensors, state.json}
   previews/  mesh/  turntable.mp4
 
-`RunFolder` is what the runs of every pipeline have in common; `Run` is a run of text to 3-D.
+`RunFolder` is common to the runs of all pipelines; `Run` is a run of text to 3-D.
 """
 
 from __future__ import annotations
@@ -45,12 +45,12 @@ _SLUG_LENGTH = 48  # characters; four bytes each at most, which a file name of 2
 class RunFolder(ABC, Generic[_C]):
     """A run's folder. Make one with `create` or `open`; close it, or use it in a `with`.
 
-    One process at a time may write to a run: it holds a lock, which the system releases however it ends.
+    Only one process at a time may write to a run. It holds a lock, which the system releases when the process ends.
 
     Attributes:
         kind: the dataclass of its config.
-        verb: of the command line, that makes such runs.
-        trained: what checkpoints call the tensors that are trained.
+        verb: the command that makes such runs.
+        trained: the name of the trained tensors in checkpoints.
     """
 
     kind: ClassVar[type[Any]]
@@ -104,11 +104,12 @@ class RunFolder(ABC, Generic[_C]):
             run.save_config(config)
             line = command if isinstance(command, str) else shlex.join(command)
             made_with = json.dumps({"verb": cls.verb, **environment(line, device)}, indent=1) + "\n"
-            replace_file(path / "environment.json", made_with.encode())  # last: it makes the folder a run
+            # Written last, because it marks the folder as a run.
+            replace_file(path / "environment.json", made_with.encode())
         except BaseException:
             mine = run._lock is not None
             run.close()
-            if mine:  # it was empty before; without the lock it is another process's by now
+            if mine:  # the folder was empty before; without the lock it may belong to another process
                 shutil.rmtree(path, ignore_errors=True)
             raise
         return run
@@ -150,7 +151,7 @@ class RunFolder(ABC, Generic[_C]):
     @classmethod
     @abstractmethod
     def name_of(cls, config: _C) -> str:
-        """What a run's folder is named after."""
+        """The text that a run's folder is named after."""
 
     @cached_property
     def config(self) -> _C:
@@ -160,7 +161,7 @@ class RunFolder(ABC, Generic[_C]):
 
     @property
     def previews(self) -> Path:
-        """Folder of the pictures made on the way."""
+        """Folder of the pictures made during training."""
         return self.path / "previews"
 
     @property
@@ -264,7 +265,7 @@ class Run(RunFolder[Config]):
 
 class _LogFile(logging.FileHandler):
     def handleError(self, record: logging.LogRecord) -> None:  # noqa: N802
-        """A full disk must not print a traceback for each line; what writes the results reports it."""
+        """Print no traceback for each line on a full disk; writing the results reports it."""
         if not isinstance(sys.exc_info()[1], OSError):
             super().handleError(record)
 

@@ -1,4 +1,4 @@
-"""Files that are never half written, and disk errors that a user understands."""
+"""Writing whole files, and disk errors with clear messages."""
 
 from __future__ import annotations
 

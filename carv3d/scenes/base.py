@@ -1,4 +1,4 @@
-"""The interfaces that renderers, the mesh extractor and the training loop see of what is optimised."""
+"""The interfaces of scenes for renderers, the mesh extractor and the training loop."""
 
 from __future__ import annotations
 
@@ -16,11 +16,11 @@ if TYPE_CHECKING:
 
 @dataclass(frozen=True)
 class ImageProjection:
-    """Where a scene's parts fell on the images of a step, told back to the scene after it.
+    """The positions of a scene's parts on the images of a step; the scene gets them after the step.
 
     Attributes:
-        centres: (R, N, 2) pixels x, y; after the backward pass its `grad` is the loss's.
-        radii: (R, N) pixels, 0 where a part is not seen.
+        centres: (R, N, 2) pixels x, y; after the backward pass `grad` is the gradient of the loss.
+        radii: (R, N) pixels, 0 for a part that is not visible.
         height, width: of the images, pixels.
     """
 
@@ -32,11 +32,11 @@ class ImageProjection:
 
 @dataclass(frozen=True)
 class RowMap:
-    """How a scene's parameters follow from those before: row i of each was row `parents[i]`.
+    """The origin of each row of a scene's parameters after a change: row i comes from row `parents[i]` before.
 
     Attributes:
         parents: (N,) int64.
-        reset: the parameters whose values are new, so that nothing learned about them holds any more.
+        reset: parameters with new values, whose optimiser state must be cleared.
     """
 
     parents: Tensor
@@ -57,11 +57,12 @@ class Scene(torch.nn.Module, ABC):
         self.bound = bound
 
     def parameter_groups(self, lr: float, progress: float = 0.0) -> list[dict[str, Any]]:
-        """Parameter groups for `torch.optim`, the same ones in the same order throughout a run; all parameters in one.
+        """Parameter groups for `torch.optim`, always the same in the same order; by default one group of all
+        parameters.
 
         Args:
             lr: the learning rate of the scene's main parameters.
-            progress: the share of the run that is done, in [0, 1], for scenes whose parts have schedules of their own.
+            progress: the part of the run that is done, in [0, 1], for scenes whose parts have their own schedules.
         """
         return [{"params": list(self.parameters()), "lr": lr}]
 
@@ -74,8 +75,8 @@ class Scene(torch.nn.Module, ABC):
     ) -> RowMap | None:
         """Called by the loop after optimiser step `step`.
 
-        A scene that changes its number of parts gives its parameters new `data` and says where the rows come
-        from; the loop carries what the optimiser knows of them along.
+        A scene that changes its number of parts gives its parameters new `data` and returns the row map; the loop
+        then updates the optimiser's state.
 
         Args:
             step: steps done.
@@ -86,7 +87,7 @@ class Scene(torch.nn.Module, ABC):
         return None
 
     def splats(self) -> bytes | None:
-        """A .ply file of Gaussians as splat viewers open it; None of a scene that has none."""
+        """A .ply file of Gaussians for splat viewers; None for a scene without Gaussians."""
         return None
 
     @abstractmethod

@@ -1,10 +1,9 @@
-"""Where Gaussians are added, and which are removed.
+"""Densification: adding and removing Gaussians.
 
-A Gaussian whose place on the image the teacher keeps wanting to change stands for more than it can show: it gets a
-twin, or if it is large it is cut in two (Kerbl et al. 2023, section 5). What counts is the mean norm of the gradient
-with respect to its centre on the image, over *every* render since the last time. Norms of noisy gradients are mostly
-noise, and how much depends on the teacher and on K; so that the threshold is not one in gradient units but a
-multiple of the mean of all Gaussians.
+A Gaussian with a large gradient by its centre on the image is cloned, or split if it is large (Kerbl et al. 2023,
+section 5). The criterion is the mean norm of this gradient over all renders since the last densification. The norm of
+a noisy gradient depends mostly on the noise, and so on the teacher and on K. Therefore the threshold is a multiple of
+the mean over all Gaussians, and not a fixed gradient.
 """
 
 from __future__ import annotations
@@ -22,15 +21,15 @@ from carv3d.scenes.gaussian_cloud import GaussianCloud
 log = logging.getLogger(__name__)
 
 _SHRINK = 1.6  # of the halves of a split (Kerbl et al. 2023, section 5.2)
-_RESET = 2.0  # opacity after a reset, in units of the pruning threshold: what is not wanted falls below it
+_RESET = 2.0  # opacity after a reset, in units of the pruning threshold
 
 
 def observe(scene: GaussianCloud, projection: ImageProjection) -> None:
-    """Add a step's gradients on the image to the scene's notes, each render's for itself."""
+    """Add the norms of a step's gradients on the image to the scene's sums, for each render separately."""
     gradient = projection.centres.grad
     if gradient is None:
         return
-    # In units of half the image, and of one render's loss: the same for any resolution and any R.
+    # In units of half the image and of one render's loss, so that resolution and R do not matter.
     half = gradient.new_tensor([projection.width / 2, projection.height / 2])
     norm = (gradient * half).norm(dim=-1) * len(gradient)
     seen = projection.radii > 0
@@ -41,7 +40,7 @@ def observe(scene: GaussianCloud, projection: ImageProjection) -> None:
 def change(
     scene: GaussianCloud, rule: DensificationConfig, step: int, progress: float, generator: torch.Generator
 ) -> RowMap | None:
-    """Densify, prune and reset if it is time to.
+    """Densify, prune and reset at the steps of the config.
 
     Raises:
         UserError: see `_prune`.
@@ -53,7 +52,7 @@ def change(
         parents = _densify(scene, rule, generator)
         parents = parents[_prune(scene, rule, step)]
         _zero_notes(scene)
-    # Not after the last step: nothing would bring back what faded.
+    # Not after the last step, because opacities could not grow again.
     if rule.reset_every and step % rule.reset_every == 0 and progress < 1:
         level = torch.as_tensor(_RESET * rule.prune_opacity).logit().to(scene.opacity_logits)
         scene.opacity_logits.clamp_(max=level)
@@ -63,7 +62,7 @@ def change(
 
 
 def _densify(scene: GaussianCloud, rule: DensificationConfig, generator: torch.Generator) -> Tensor:
-    """Clone and split; (N,) the rows that the new ones come from."""
+    """Clone and split; return (N,) the row that each new row comes from."""
     mean = scene.gradient_sum / scene.times_seen.clamp_min(1)
     reference = scene.gradient_sum.sum() / scene.times_seen.sum().clamp_min(1)
     ranked = mean.argsort(descending=True, stable=True)
@@ -80,12 +79,12 @@ def _densify(scene: GaussianCloud, rule: DensificationConfig, generator: torch.G
     _take(scene, parents)
     first, second = chosen, torch.arange(before, len(scene), device=chosen.device)
 
-    # Places drawn from the Gaussian itself; of a clone one stays where it was.
+    # New positions are drawn from the Gaussian itself; one of two clones keeps its position.
     draws = torch.randn(2, len(chosen), 3, generator=generator, device=generator.device).to(scene.positions)
     offsets = (scene.axes()[first] @ (draws * scene.scales[first])[..., None])[..., 0]
     scene.positions[first] += offsets[0] * split[:, None]
     scene.positions[second] += offsets[1]
-    # Two halves are smaller; two twins hide together as much as the one did: 1 - (1 - a)^2 is its opacity
+    # The halves of a split are smaller. Two clones have together the opacity of the one: 1 - (1 - a)^2
     # (Rota Bulò et al. 2024, arXiv 2404.06109).
     halves = torch.cat([first[split], second[split]])
     scene.log_scales[halves] -= torch.log(torch.tensor(_SHRINK))
@@ -96,10 +95,10 @@ def _densify(scene: GaussianCloud, rule: DensificationConfig, generator: torch.G
 
 
 def _prune(scene: GaussianCloud, rule: DensificationConfig, step: int) -> Tensor:
-    """Remove what hardly shows, is too large or has left the cube; the rows kept.
+    """Remove Gaussians that are faint, too large or outside the cube; return the kept rows.
 
     Raises:
-        UserError: nothing is left; says what each threshold removed.
+        UserError: no Gaussian is left; the message says how many each threshold removes.
     """
     faint = scene.opacities < rule.prune_opacity
     large = scene.scales.amax(1) > rule.prune_scale * scene.bound

@@ -1,11 +1,11 @@
-"""The hash grid's encoding as one Triton kernel forward and one back, for CUDA; `HashGrid._encode` is its torch twin.
+"""The hash grid's encoding as one Triton kernel forward and one back, for CUDA; `HashGrid._encode` does the same in
+torch.
 
 Torch makes the indices and weights of all corners of all levels in memory first, 16 numbers a point and level; here
-they live in registers. `TRITON_INTERPRET=1` runs the kernels on the CPU, slowly: that is how they are tested without
-a GPU.
+they stay in registers. `TRITON_INTERPRET=1` runs the kernels slowly on the CPU, for tests without a GPU.
 """
 
-# A kernel's arguments are Triton's to type.
+# Triton types the arguments of a kernel.
 # mypy: disable-error-code="no-untyped-def"
 
 from __future__ import annotations
@@ -161,10 +161,10 @@ def _tried(device: str) -> str | None:
         try:
             table = torch.ones(8, 2, device=device, requires_grad=True)
             one, zero = (torch.full((1,), value, device=device) for value in (1, 0))
-            with torch.enable_grad():  # the first to ask may be a pass without gradients
+            with torch.enable_grad():  # the first call may be under no_grad
                 encode(table, torch.rand(3, 3, device=device), one, zero, 7, 1).sum().backward()
             return None
-        except Exception as error:  # a compiler that is not there, an architecture that it does not know
+        except Exception as error:  # no compiler, or an unknown architecture
             found = failure("fused hash grid", "run", error)
     log.info("the hash grid is encoded by torch: %s", found)
     return found

@@ -89,7 +89,7 @@ class GaussianCloud(Scene):
         return colour.clamp(0, 1)
 
     def _load_from_state_dict(self, state_dict: dict[str, Tensor], prefix: str, *args: Any) -> None:
-        """Takes any number of Gaussians: it changes in the course of a run."""
+        """Resize to the number of Gaussians in the state: it changes during a run."""
         if (found := state_dict.get(f"{prefix}positions")) is not None:
             for own in [*self.parameters(), *self.buffers()]:
                 own.data = own.data.new_zeros(len(found), *own.shape[1:])

@@ -45,7 +45,7 @@ class Gaussians(GaussianCloud):
         schedules = (own.lr_position, own.lr_scale, own.lr_rotation, own.lr_opacity, own.lr_colour)
         shares = [schedule.at(progress) for schedule in schedules]
         shares.append(_HARMONICS_SHARE * shares[-1])
-        found = zip(self.parameters(), shares, strict=False)  # of harmonics there may be none
+        found = zip(self.parameters(), shares, strict=False)  # without harmonics there is one parameter less
         return [{"params": [parameter], "lr": lr * share} for parameter, share in found]
 
     def penalties(self) -> dict[str, Callable[[], Tensor]]:
@@ -59,12 +59,12 @@ class Gaussians(GaussianCloud):
     def after_step(
         self, step: int, progress: float, projection: ImageProjection | None, generator: torch.Generator
     ) -> RowMap | None:
-        """Keep colours in range, note the gradients, and now and then densify and prune.
+        """Keep colours in range, sum the gradients on the image, densify and prune.
 
         Raises:
-            UserError: every Gaussian is pruned; says by which threshold.
+            UserError: every Gaussian is pruned; the message names the threshold.
         """
-        # In the parameter and not in `rgb` alone, whose clamp would leave them without a gradient out there.
+        # The parameter itself is clamped, because colours beyond the clamp of `rgb` would get no gradient.
         self.colours.clamp_(-COLOUR_MOST, COLOUR_MOST)
         if projection is not None:
             densification.observe(self, projection)

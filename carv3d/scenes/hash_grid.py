@@ -111,7 +111,7 @@ class HashGrid(RadianceField):
         scaled = unit[:, None] * cells[:, None]  # (N, L, 3)
         low = torch.minimum(scaled.floor().long(), cells[:, None] - 1)
         fraction = scaled - low
-        # All levels at once: on a GPU the number of kernels is what counts.
+        # All levels at once: on a GPU the number of kernels determines the time.
         corner = low[:, :, None] + self.corners  # (N, L, 8, 3)
         x, y, z = corner.unbind(-1)
         side = cells[: self.dense_levels, None] + 1
@@ -127,7 +127,7 @@ class HashGrid(RadianceField):
         hidden = self.encode(points)
         for layer, (weight, bias) in enumerate(zip(self.weights, self.biases, strict=True)):
             hidden = F.linear(hidden.relu() if layer else hidden, weight, bias)
-        # Under autocast the MLP runs in half precision; what follows must not.
+        # Under autocast the MLP runs in half precision; the rest must not.
         return hidden.to(points.dtype)
 
     def query(self, points: Tensor) -> tuple[Tensor, Tensor]:

@@ -1,4 +1,4 @@
-"""Where Gaussians start: points of a ball, or of a .ply file."""
+"""Initial positions of Gaussians: points of a ball, or of a .ply file."""
 
 from __future__ import annotations
 
@@ -50,7 +50,7 @@ def read(path: Path | str, bound: float) -> PointCloud:
     if not path.is_file():
         raise UserError(f"no point cloud {path}: scene.points takes a .ply file, or nothing for a ball of points")
     try:
-        with warnings.catch_warnings(), np.errstate(all="ignore"):  # what is wrong is said below, once
+        with warnings.catch_warnings(), np.errstate(all="ignore"):  # the error is reported below
             warnings.simplefilter("ignore")
             loaded: Any = trimesh.load(path, file_type="ply", process=False)
             # Without points trimesh gives an empty scene.

@@ -1,4 +1,4 @@
-"""Gaussians as a density: what the mesh extractor needs, on a grid."""
+"""The density of Gaussians on a grid, for the mesh extractor."""
 
 from __future__ import annotations
 
@@ -11,7 +11,7 @@ from torch import Tensor
 from carv3d.scenes.base import inside
 from carv3d.scenes.gaussian_cloud import GaussianCloud
 
-_CANDIDATES = 2**21  # pairs of a Gaussian and a grid point held at a time
+_CANDIDATES = 2**21  # most pairs of a Gaussian and a grid point in memory
 _LEAST = 1 / 255  # optical thickness below which a Gaussian ends, as on the image
 _OPAQUE = 0.999
 

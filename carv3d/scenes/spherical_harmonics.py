@@ -12,7 +12,7 @@ C0 = math.sqrt(1 / (4 * math.pi))
 
 
 def functions(degree: int) -> int:
-    """How many basis functions there are up to a degree."""
+    """The number of basis functions up to a degree."""
     return (degree + 1) ** 2
 
 
@@ -23,8 +23,8 @@ def basis(degree: int, directions: Tensor) -> Tensor:
     Condon-Shortley phase.
 
     Args:
-        degree: which.
-        directions: (..., 3) unit vectors from the camera to what it sees, world axes.
+        degree: 1 to 3.
+        directions: (..., 3) unit vectors from the camera to the seen point, world axes.
     """
     x, y, z = directions.unbind(-1)
     xx, yy, zz = x * x, y * y, z * z

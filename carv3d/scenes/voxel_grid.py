@@ -1,4 +1,4 @@
-"""A dense voxel grid: the quickest field on a CPU."""
+"""A dense voxel grid: the fastest field on a CPU."""
 
 from __future__ import annotations
 
@@ -13,8 +13,8 @@ from carv3d.scenes.config import VoxelGridConfig
 class VoxelGrid(RadianceField):
     """Density and rgb logits at the corners of a regular grid, trilinear in between.
 
-    Density is `density_scale * softplus(logit + blob)`, colour is `sigmoid(logit)`. The blob is added at
-    every query and is no parameter, so that total variation is smallest for the blob and not for fog.
+    Density is `density_scale * softplus(logit + blob)`, colour is `sigmoid(logit)`. The blob is added at every query
+    and is not a parameter, so that total variation is smallest for the blob and not for a constant density.
 
     Args:
         config: bound, resolution and the initial blob, see `carv3d.scenes.base.blob`.
@@ -25,7 +25,7 @@ class VoxelGrid(RadianceField):
         bound, resolution = config.bound, config.resolution
         if resolution < 2:
             raise ValueError(f"resolution must be at least 2, got {resolution}")
-        # Two cells: over one, the jumps of the trilinear gradient are rings on every curved surface.
+        # Two cells: with one, the jumps of the trilinear gradient are visible as rings on curved surfaces.
         super().__init__(bound=bound, normal_step=2 * (2 * bound / (resolution - 1)))
         self.config = config
         shape = (1, 3, resolution, resolution, resolution)

@@ -102,7 +102,7 @@ def cost_ratio(trainer: Trainer) -> float:
     }
     meter = CostMeter(trainer.clock)
     with trainer.carv.kept():
-        for step in steps.values():  # the first passes are slower than all others
+        for step in steps.values():  # the first passes are slower
             step()
         for _ in range(COST_ROUNDS):
             meter.round(steps)
