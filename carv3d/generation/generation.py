@@ -27,7 +27,7 @@ log = logging.getLogger(__name__)
 
 @dataclass(frozen=True)
 class Trained:
-    """What a run's checkpoint holds for looking at.
+    """The parts of a checkpoint that are needed to render.
 
     Attributes:
         scene, renderer: on the run's device.
@@ -49,7 +49,7 @@ def load_trained(run: Run, config: Config | None = None, *, step: int | None = N
     """
     config = config or run.config
     if config.device.startswith("cuda") and not torch.cuda.is_available():
-        # What was trained on a GPU can be looked at without one.
+        # A run of a GPU can be rendered without one.
         config.device = "cpu"
         if hasattr(config.renderer, "backend"):
             config.renderer.backend = "auto"

@@ -1,4 +1,4 @@
-"""What a run leaves for people: previews, contact sheet, turntable, mesh."""
+"""The results of a run: previews, contact sheet, turntable, mesh."""
 
 from __future__ import annotations
 
@@ -33,7 +33,7 @@ def render_views(
     normals: bool = False,
     progress: Progress | None = None,
 ) -> tuple[Tensor, Tensor, Tensor | None]:
-    """rgb (R, 3, H, W), opacity (R, 1, H, W) and, if asked for, normals as colours (R, 3, H, W), on the CPU."""
+    """rgb (R, 3, H, W), opacity (R, 1, H, W) and, if requested, normals as colours (R, 3, H, W), on the CPU."""
     device = next(scene.parameters()).device
     step = max(1, _RAYS // (cameras.height * cameras.width))
     rgb, opacity, normal = [], [], []
@@ -41,7 +41,7 @@ def render_views(
         render = renderer(scene, cameras[first : first + step].to(device), training=False, normals=normals)
         rgb.append(render.rgb.cpu())
         opacity.append(render.opacity.cpu())
-        if render.normal is not None:  # length is opacity: white where there is nothing
+        if render.normal is not None:  # the length of a normal is the opacity: empty pixels are white
             normal.append((render.normal * 0.5 + 1 - 0.5 * render.opacity).cpu())
         if progress:
             progress(min(first + step, len(cameras)), len(cameras))
@@ -91,7 +91,7 @@ def write_turntable(
 
 
 def export(scene: Scene, section: MeshConfig, folder: Path) -> tuple[Mesh | None, list[Path]]:
-    """The scene in files of the section's formats: its surface, coloured, and Gaussians as they are.
+    """Export the scene in the formats of the config: its coloured surface, and Gaussians as splats.
 
     Returns:
         the mesh, if one of the formats is a mesh's; the files.

@@ -1,4 +1,4 @@
-"""Frozen diffusion models that judge renders."""
+"""Teachers: frozen diffusion models."""
 
 import lazy_loader
 

@@ -1,4 +1,4 @@
-"""What a score model is, and what a teacher adds to it."""
+"""The interfaces of score models and teachers."""
 
 from __future__ import annotations
 
@@ -14,12 +14,12 @@ from carv3d.teachers.schedule import NoiseSchedule
 
 
 class ScoreModel(Protocol):
-    """A frozen diffusion model on latents: all that the estimator needs of one.
+    """A frozen diffusion model on latents, as far as the estimator needs it.
 
     Attributes:
         schedule: its noise schedule, on its device.
-        branches: what it can predict: "cond" at least; "uncond" if it has an unconditional prediction; "negatives" if
-            conditions may have some for Perp-Neg.
+        branches: the predictions that it has: at least "cond"; "uncond" if it has an unconditional one; "negatives"
+            if conditions may have some for Perp-Neg.
     """
 
     schedule: NoiseSchedule
@@ -36,7 +36,7 @@ class ScoreModel(Protocol):
             z_t: (N, C, h, w) noised latents.
             t: (N,) timesteps.
             condition: of N rows.
-            branches: which are asked for; one call of the network for all is best.
+            branches: the wanted ones, if possible in one call of the network.
 
         Returns:
             (N, C, h, w) each; (N, B, C, h, w) of B negatives.
@@ -49,8 +49,8 @@ class Teacher(ScoreModel, Protocol):
 
     Attributes:
         image_size: side in pixels of the square pictures it was trained on.
-        takes_camera: whether `condition` tells it the camera itself, beyond view words.
-        joint_views: V, how many views of the object it judges together, evenly spaced around it; 1 for most. With
+        takes_camera: whether `condition` includes the camera itself, besides view words.
+        joint_views: V, the number of views that it predicts jointly, evenly spaced around the object; 1 for most. With
             more (as MVDream, Shi et al., arXiv 2308.16512, has 4) `condition` gets R V cameras, render by render, for R
             rows, and `predict` gets z_t (N, V, C, h, w): V views are one render, and share their t.
     """
@@ -64,9 +64,9 @@ class Teacher(ScoreModel, Protocol):
         ...
 
     def decode(self, z: Tensor) -> Tensor:
-        """Pictures (R, 3, H, W) in [0, 1] of latents; for people to look at, no part of a step."""
+        """Pictures (R, 3, H, W) in [0, 1] of latents; not used in a step."""
         ...
 
     def condition(self, prompt: str, cameras: Cameras, negative: str = "") -> Any:
-        """What `predict` needs to know of R views; indexing it with (N,) render indices selects rows."""
+        """The condition of R views for `predict`; indexing with (N,) render indices selects rows."""
         ...

@@ -1,4 +1,4 @@
-"""Pictures from a teacher alone: to see what it knows."""
+"""Sampling from a teacher."""
 
 from __future__ import annotations
 
@@ -33,7 +33,7 @@ def ddim_sample(
     """
     schedule, guidance = teacher.schedule, guidance_of(scale)
     z = torch.randn(shape, generator=rng, device=rng.device)
-    last = int(schedule.alpha.nonzero()[-1])  # pure noise, which flows end in, has no z behind it
+    last = int(schedule.alpha.nonzero()[-1])  # in pure noise, where flows end, z cannot be computed
     times = torch.linspace(last, 0, steps, device=rng.device).round().long()
     for now, then in zip(times, [*times[1:], None], strict=True):
         t = now.expand(len(z))

@@ -21,11 +21,11 @@ _ATTENTION = re.compile(r"(to_[qkv]|to_out\.0|add_[qkv]_proj|to_add_out)(\.base_
 class LowRank(nn.Module):
     """A frozen network whose attention layers have weights `W + B A` (LoRA, Hu et al., arXiv 2106.09685).
 
-    The network is shared and stays as it is: its weights are replaced for the time of a call.
+    The network is shared and does not change: its weights are replaced during a call.
     """
 
     def __init__(self, network: nn.Module, rank: int, seed: int) -> None:
-        """Make the additions; they are zero at the start.
+        """Make the additions, which are zero at the start.
 
         Args:
             network: frozen.
@@ -57,15 +57,15 @@ class LowRank(nn.Module):
 
     @property
     def config(self) -> Any:
-        """The network's own."""
+        """Of the network."""
         return self._network[0].config
 
     def is_untrained(self) -> bool:
-        """Whether the additions are zero still. Waits for the device."""
+        """Whether the additions are still zero. Waits for the device."""
         return not any(bool(factor.any()) for factor in self.second)
 
     def forward(self, *args: Any, **options: Any) -> Any:
-        """The network's output with its weights added to."""
+        """The network's output with the additions."""
         network = self._network[0]
         weights = {
             name: (own := network.get_parameter(name)) + (b @ a).to(own.dtype)
@@ -75,7 +75,7 @@ class LowRank(nn.Module):
 
 
 class Denoiser:
-    """A trainable denoiser that starts as the teacher's, told what the teacher is told, without guidance.
+    """A trainable denoiser that starts as the teacher's. It has the same conditions, without guidance.
 
     Attributes:
         network: what is trained.
@@ -83,10 +83,10 @@ class Denoiser:
     """
 
     def __init__(self, family: Family, *, rank: int = 0, seed: int = 0) -> None:
-        """Copy the network in float32, or add to it.
+        """Copy the network in float32, or make additions to it.
 
         Args:
-            family: the teacher's; it stays as it is.
+            family: the teacher's, which does not change.
             rank: of additions to the frozen network's attention layers; 0 for a copy of the whole network.
             seed: of the additions.
 
@@ -111,7 +111,7 @@ class Denoiser:
         return self.network.parameters()
 
     def state_dict(self) -> dict[str, Tensor]:
-        """The trained tensors by name; those of a frozen network under additions are not among them."""
+        """The trained tensors by name, without those of a frozen network."""
         return dict(self.network.state_dict())
 
     def load_state_dict(self, state: dict[str, Tensor]) -> None:
@@ -128,7 +128,7 @@ class Denoiser:
         return self._family.predict(z_t, t, embeddings, condition.camera)
 
     def target(self, z: Tensor, t: Tensor, eps: Tensor) -> Tensor:
-        """What `predict` is trained to give for latents z noised by eps: of the network's kind of prediction."""
+        """The training target of `predict` for latents z noised by eps, in the network's kind of prediction."""
         alpha, sigma = self.schedule.at(t, z)
         match self._family.prediction:
             case "v_prediction":
@@ -138,14 +138,14 @@ class Denoiser:
         return eps
 
     def eps_hat(self, z_t: Tensor, t: Tensor, condition: Any) -> Tensor:
-        """The noise (N, C, h, w) that the network sees."""
+        """The predicted noise (N, C, h, w)."""
         return self._family.eps_hat(z_t, t, condition.mixed(condition.cond), condition.camera)
 
     def one_step(self, noise: Tensor, timestep: int, condition: Any) -> Tensor:
         """Latents (N, C, h, w) from noise (N, C, h, w) in one call: `(noise - sigma eps_hat) / alpha` at `timestep`.
 
-        DMD (Yin et al., arXiv 2311.18828, section 3.1): the generator is a denoiser held at a fixed timestep that is
-        given pure noise.
+        DMD (Yin et al., arXiv 2311.18828, section 3.1): the generator is a denoiser at a fixed timestep, applied to
+        pure noise.
         """
         t = torch.full((len(noise),), timestep, device=noise.device)
         alpha, sigma = self.schedule.at(t, noise)

@@ -26,7 +26,7 @@ def denoising_preview(
         condition: of one row.
         p: (T,) the timesteps in use, equal where it is positive.
         guidance: makes one prediction of the teacher's branches.
-        rng: draws one eps, the same for all rows; on the device of z.
+        rng: generator of one eps, the same for all rows; on the device of z.
 
     Returns:
         (5 * 3, 3, H, W) on the CPU in [0, 1], row by row, and the columns, 3. The residual is its norm at each latent,

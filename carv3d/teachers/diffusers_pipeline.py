@@ -1,4 +1,4 @@
-"""A teacher from a diffusers pipeline of any known family, the built-in one among them."""
+"""A teacher from a diffusers pipeline of a known family. The built-in teacher is one."""
 
 from __future__ import annotations
 
@@ -28,15 +28,15 @@ from carv3d.teachers.weights import Weights, find
 
 log = logging.getLogger(__name__)
 
-_TEXTS = 64  # encoded together, at most
+_TEXTS = 64  # most texts in one encoding
 
 
 class DiffusersTeacher:
-    """A frozen diffusion model from a diffusers pipeline: from files, or one that is in memory already.
+    """A frozen diffusion model from a diffusers pipeline, loaded from files or in memory.
 
     Attributes:
-        family: how its kind of pipeline is told texts, and how it predicts.
-        weights: the files that it was loaded from; None of a pipeline that was in memory.
+        family: encodes texts and predicts, for its kind of pipeline.
+        weights: the files that it was loaded from; None for a pipeline in memory.
         builtin: whether it is the small model that comes with carv3d.
     """
 
@@ -100,11 +100,12 @@ class DiffusersTeacher:
         views: ViewsConfig | None = None,
         image_size: int = DiffusersTeacherConfig.image_size,
     ) -> DiffusersTeacher:
-        """A teacher of a diffusers pipeline that is in memory: its networks are shared, with all that was done to them.
+        """A teacher from a diffusers pipeline in memory. It shares the networks, with all changes that were made to
+        them.
 
-        LoRA weights, merged tokens, quantised layers and compiled networks stay as they are. The networks are frozen
-        and set to evaluation. Their device and number format are kept. Texts are not kept on disk, since nothing says
-        whether the text encoders were changed.
+        LoRA weights, merged tokens, quantised layers and compiled networks are kept. The networks are frozen
+        and set to evaluation. Their device and number format are kept. Prompt embeddings are not cached on disk,
+        because the text encoders may have been changed.
 
         Args:
             pipe: a StableDiffusionPipeline, StableDiffusionXLPipeline, StableDiffusion3Pipeline or IFPipeline.
@@ -145,7 +146,7 @@ class DiffusersTeacher:
 
     @property
     def source(self) -> str:
-        """Where it comes from, for messages."""
+        """The source of the weights, for messages."""
         return self.weights.source if self.weights else str(self.family.loader.folder)
 
     @property
@@ -164,7 +165,7 @@ class DiffusersTeacher:
         return self.family.decode(z)
 
     def condition(self, prompt: str, cameras: Cameras, negative: str = "") -> TextCondition:
-        """Text (with view words) and camera of each view. Texts are encoded once."""
+        """The condition of each view: text with view words, and camera. Texts are encoded once."""
         embeddings = self._embeddings([*self._texts(prompt), negative])
         if self.view_words:
             cond, negatives, weights = self.views.shares(cameras.azimuth, cameras.elevation)
@@ -188,14 +189,14 @@ class DiffusersTeacher:
         azimuth: Tensor | None = None,
         elevation: Tensor | None = None,
     ) -> TextCondition:
-        """What the network is told of R renders, from texts, and from angles if they are given.
+        """The condition of R renders, from texts, and from angles if they are given.
 
         Args:
             prompts: R texts; or one, for all angles or for one render.
             negative: the text of the unconditional branch.
             azimuth: (R,) degrees, 0 in front of the object. With angles, view words are appended to the prompts (unless
-                `view_words` is off), and a model that takes cameras is told them. Without angles texts stand as they
-                are, and the camera is unknown.
+                `view_words` is off), and a model that takes cameras gets them. Without angles texts are used
+                literally, and the camera is unknown.
             elevation: (R,) degrees above the horizon; 0 if only the azimuth is given.
 
         Raises:
@@ -225,7 +226,7 @@ class DiffusersTeacher:
     def caption_condition(
         self, captions: Sequence[str], camera: Tensor | None = None, *, negative: str = ""
     ) -> TextCondition:
-        """A text a row, as it stands, for pictures that have captions rather than a prompt seen from many sides.
+        """A condition of one literal text a row, for pictures with captions.
 
         Args:
             captions: N; those that are equal are encoded once.
@@ -249,7 +250,7 @@ class DiffusersTeacher:
         *,
         camera: Tensor | None = None,
     ) -> TextCondition:
-        """A condition of texts that were encoded elsewhere.
+        """A condition of given prompt embeddings.
 
         Args:
             cond, uncond: (R, ...) of each render, by the names in `family.embedding_shapes()`.
@@ -286,13 +287,13 @@ class DiffusersTeacher:
         )
 
     def prepare(self, prompts: Sequence[str], negative: str = "") -> None:
-        """Encode the texts of many prompts, which `condition` then only looks up, many at a time."""
+        """Encode the texts of many prompts in large batches; `condition` then only looks them up."""
         texts = [*dict.fromkeys(text for prompt in prompts for text in self._texts(prompt)), negative]
         for first in range(0, len(texts), _TEXTS):
             self._embeddings(texts[first : first + _TEXTS])
 
     def _texts(self, prompt: str) -> list[str]:
-        """What is encoded of a prompt.
+        """The texts of a prompt: one for each view, or the prompt alone.
 
         Raises:
             UserError: words that the built-in teacher does not know.
@@ -365,7 +366,7 @@ def _load(weights: Weights, loader: Loader, camera: Literal["auto", "vector", "n
 
 @contextmanager
 def _readable(weights: Weights) -> Iterator[None]:
-    """Turns whatever the libraries raise of files that they cannot read into one line for the user."""
+    """Turns errors of the libraries about unreadable files into a UserError of one line."""
     try:
         yield
     except (UserError, MemoryError, torch.OutOfMemoryError):

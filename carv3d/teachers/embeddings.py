@@ -1,4 +1,4 @@
-"""What a teacher is told of texts, kept: text encoders are large, and a run has few texts."""
+"""A cache of prompt embeddings: text encoders are large, and a run has few texts."""
 
 from __future__ import annotations
 
@@ -18,10 +18,10 @@ log = logging.getLogger(__name__)
 
 
 class EmbeddingCache:
-    """Words of texts, in memory and in a folder.
+    """Prompt embeddings of texts, in memory and in a folder.
 
     Attributes:
-        folder: where files are kept, one a text; None for nowhere.
+        folder: of the cache, one file for each text; None for no files.
     """
 
     def __init__(
@@ -30,9 +30,9 @@ class EmbeddingCache:
         """Set up.
 
         Args:
-            embed: the words of V texts, (V, ...) each.
-            key: says all that the words depend on but the text: model, revision, precision.
-            device: of the words.
+            embed: computes the embeddings of V texts, (V, ...) each.
+            key: of everything that the embeddings depend on besides the text: model, revision, precision.
+            device: of the embeddings.
             folder: see above.
         """
         self._embed, self._key, self._device, self.folder = embed, key, device, folder
@@ -40,8 +40,8 @@ class EmbeddingCache:
         self._last: tuple[tuple[str, ...], PromptEmbeddings] = ((), {})
 
     def __call__(self, texts: Sequence[str]) -> PromptEmbeddings:
-        """Words (V, ...) of V texts; those not known are encoded together. To be read only."""
-        if self._last[0] == tuple(texts):  # of the step before
+        """Embeddings (V, ...) of V texts; unknown texts are encoded together. The result must not be changed."""
+        if self._last[0] == tuple(texts):  # of the last call
             return self._last[1]
         for text in texts:
             if text not in self._known and (found := self._read(text)) is not None:
@@ -69,7 +69,7 @@ class EmbeddingCache:
             return None
         try:
             return load_file(path, device=str(self._device))
-        except (SafetensorError, OSError):  # it is made again
+        except (SafetensorError, OSError):  # the file is written again
             log.warning("%s is damaged and made anew", path)
             return None
 
@@ -82,6 +82,6 @@ class EmbeddingCache:
             path.parent.mkdir(parents=True, exist_ok=True)
             save_file({name: states.cpu().contiguous() for name, states in self._known[text].items()}, part)
             part.replace(path)
-        except (OSError, SafetensorError) as error:  # a cache that cannot be written spares no time, and no more
+        except (OSError, SafetensorError) as error:  # without the cache only time is lost
             part.unlink(missing_ok=True)
             log.warning("the text cache %s cannot be written (%s)", path.parent, error)

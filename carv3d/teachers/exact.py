@@ -1,8 +1,8 @@
-"""A teacher in closed form: the best possible denoiser of a finite set of pictures.
+"""A teacher in closed form: the optimal denoiser of a finite set of pictures.
 
 For data that is one of M points x_i with prior weights pi_i, the posterior mean is
-`E[x_0 | x_t] = sum_i softmax_i(log pi_i - |x_t - alpha x_i|^2 / 2 sigma^2) x_i`. Its expectations can be
-integrated numerically, which is what the tests hold the estimator against.
+`E[x_0 | x_t] = sum_i softmax_i(log pi_i - |x_t - alpha x_i|^2 / 2 sigma^2) x_i`. Its expectations can be integrated
+numerically; the tests compare the estimator with them.
 """
 
 from __future__ import annotations
@@ -24,7 +24,7 @@ from carv3d.teachers.schedule import NoiseSchedule
 
 @dataclass(frozen=True)
 class ExactCondition:
-    """The pictures that may be behind each view, and their log prior weights.
+    """The candidate pictures of each view, and their log prior weights.
 
     Attributes:
         points: (R, M, C, h, w).
@@ -50,9 +50,8 @@ def posterior_mean(schedule: NoiseSchedule, z_t: Tensor, t: Tensor, condition: E
 
 
 class ExactTeacher:
-    """Knows the built-in world's object from every side; works on pictures themselves, pooled to `size`.
-
-    The pictures behind a view are those taken from nearby, with prior weight falling with the angle.
+    """The exact teacher of an object of the built-in world. It works on pictures, pooled to `image_size`. The
+    candidates of a view are the reference pictures from nearby cameras; their prior weight falls with the angle.
     """
 
     takes_camera = True
@@ -81,7 +80,7 @@ class ExactTeacher:
         return (z * 0.5 + 0.5).clamp(0, 1)
 
     def condition(self, prompt: str, cameras: Cameras, negative: str = "") -> ExactCondition:
-        """The nearest reference pictures of each camera; the negative prompt means nothing here."""
+        """The nearest reference pictures of each camera; the negative prompt is ignored."""
         points, directions = self._references(parse(prompt))
         own = F.normalize(cameras.c2w[:, :3, 3], dim=-1).to(points.device)
         cosine, nearest = (own @ directions.T).topk(min(self.config.neighbours, len(points)), dim=1)

@@ -1,4 +1,4 @@
-"""How much memory a teacher takes at its peak, found before it is loaded: its step, run on tensors without data."""
+"""The peak memory of a teacher, computed before it is loaded: its step runs on tensors without data."""
 
 from __future__ import annotations
 
@@ -15,10 +15,10 @@ from torch.utils._pytree import tree_leaves
 
 
 class PeakMemory(TorchDispatchMode):
-    """Counts the bytes of the tensors that are alive while it is entered, whatever device they are on.
+    """Counts the bytes of live tensors while it is entered, on all devices.
 
     Attributes:
-        peak: the most at once, bytes. Libraries' workspaces and the allocator's gaps are not in it.
+        peak: the largest sum, bytes. It excludes workspaces of libraries and gaps of the allocator.
     """
 
     def __init__(self) -> None:
@@ -27,8 +27,8 @@ class PeakMemory(TorchDispatchMode):
         self._live: dict[int, tuple[StorageWeakRef, int]] = {}
 
     def __torch_dispatch__(self, func: Any, types: Any, args: Any = (), kwargs: Any = None) -> Any:
-        """Run an operation, and count what it made."""
-        self._note((args, kwargs), lambda _: 0)  # what is given was there before, and its views cost nothing
+        """Run an operation, and count its outputs."""
+        self._note((args, kwargs), lambda _: 0)  # inputs were counted before, and views take no memory
         found = func(*args, **(kwargs or {}))
         self._note(found, lambda storage: storage.nbytes())
         for key in [key for key, (reference, _) in self._live.items() if reference.expired()]:
@@ -45,24 +45,24 @@ class PeakMemory(TorchDispatchMode):
 
 
 class _FusedAttention(TorchFunctionMode):
-    """Attention as GPUs compute it: its scores are never all there at once."""
+    """Attention as GPUs compute it: the whole matrix of scores is never in memory."""
 
     def __torch_function__(self, func: Any, types: Any, args: Any = (), kwargs: Any = None) -> Any:
-        """Stand in for the attention of tensors without data."""
+        """Replace the attention of tensors without data."""
         if func is torch.nn.functional.scaled_dot_product_attention and args[0].is_meta:
             return args[0] * 1
         return func(*args, **(kwargs or {}))
 
 
 def peak_of(run: Callable[[], Any]) -> int:
-    """Bytes that a computation needs at its peak, beyond what is there before."""
+    """The peak bytes of a computation, beyond those before it."""
     with PeakMemory() as memory, _FusedAttention():
         run()
     return memory.peak
 
 
 def bytes_of(network: nn.Module) -> int:
-    """Of a network's parameters and buffers."""
+    """The bytes of a network's parameters and buffers."""
     return sum(tensor.numel() * tensor.element_size() for tensor in [*network.parameters(), *network.buffers()])
 
 
@@ -71,7 +71,7 @@ class TeacherMemory:
     """Bytes that a teacher needs on its device.
 
     Attributes:
-        weights: of the denoiser and the encoder of pictures; text encoders are let go before the first step.
+        weights: of the denoiser and the encoder of pictures; text encoders are released before the first step.
         encode: of encoding R pictures with what the backward pass keeps.
         denoise: of one call of the denoiser with all its rows.
     """

@@ -1,4 +1,4 @@
-"""What a teacher would need on this machine, found before anything of it is loaded."""
+"""The requirements of a teacher, computed before it is loaded."""
 
 from __future__ import annotations
 
@@ -14,15 +14,15 @@ from carv3d.teachers.memory import TeacherMemory, bytes_of, peak_of
 
 
 def memory_of(folder: Path, config: Config, device: torch.device) -> TeacherMemory:
-    """The memory that a config's step takes of its teacher, from the folder's config files alone.
+    """The memory that the teacher needs in a step of a config, from the folder's config files alone.
 
     Args:
         folder: of a pipeline; weights need not be there.
         config: its renders, resamples, chunk, guidance and precision.
-        device: where it would run; decides which precisions are used as asked for.
+        device: where it would run; it determines the number format.
 
     Raises:
-        UserError: a pipeline that is not known.
+        UserError: an unknown pipeline.
         ValueError, OSError: configs that cannot be read.
     """
     guidance = config.guidance
@@ -57,7 +57,7 @@ def memory_of(folder: Path, config: Config, device: torch.device) -> TeacherMemo
 
 
 class _Hollow(Loader):
-    """Makes networks without data from their configs."""
+    """Makes networks without data."""
 
     def network(self, kind: Any, part: str) -> Any:
         """As `Loader.network`, without weights."""

@@ -1,4 +1,4 @@
-"""How a teacher's pictures are noised, at each of its timesteps; in float64."""
+"""Noise schedules, in float64."""
 
 from __future__ import annotations
 
@@ -24,7 +24,7 @@ class NoiseSchedule:
 
     Attributes:
         alpha, sigma: (T,) float64. Diffusion has `alpha_t^2 + sigma_t^2 = 1`, flow matching `alpha_t + sigma_t = 1`.
-        times: (T,) float32, what a network is told of a timestep: its index, or `1000 sigma_t` for flow matching.
+        times: (T,) float32, the network's input for a timestep: its index, or `1000 sigma_t` for flow matching.
     """
 
     alpha: Tensor
@@ -62,7 +62,7 @@ class NoiseSchedule:
         """Flow matching along straight lines, `z_t = (1 - sigma) z + sigma eps`.
 
         `sigma = shift s / (1 + (shift - 1) s)` with s in steps of 1 / T up to 1 (Esser et al., arXiv 2403.03206,
-        equation 23), as diffusers' FlowMatchEulerDiscreteScheduler has it.
+        equation 23), as in diffusers' FlowMatchEulerDiscreteScheduler.
         """
         s = torch.arange(1, timesteps + 1, dtype=torch.float64) / timesteps
         sigma = shift * s / (1 + (shift - 1) * s)
@@ -70,10 +70,10 @@ class NoiseSchedule:
 
     @classmethod
     def of_config(cls, config: Mapping[str, Any]) -> NoiseSchedule:
-        """What a diffusers scheduler's config describes.
+        """The schedule of a diffusers scheduler's config.
 
         Raises:
-            ValueError: a schedule that is not known.
+            ValueError: an unknown schedule.
         """
         if is_flow(config):
             if config.get("use_dynamic_shifting"):
@@ -92,7 +92,7 @@ class NoiseSchedule:
 
     @property
     def device(self) -> torch.device:
-        """Where it is."""
+        """The device of the tensors."""
         return self.alpha.device
 
     def at(self, t: Tensor, like: Tensor) -> tuple[Tensor, Tensor]:

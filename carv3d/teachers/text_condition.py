@@ -1,4 +1,4 @@
-"""What a pipeline's network is told of some views: texts, mixtures of texts, cameras."""
+"""The condition of a pipeline's network: texts, mixtures of texts, cameras."""
 
 from __future__ import annotations
 
@@ -13,14 +13,14 @@ from carv3d.teachers.families import PromptEmbeddings
 
 @dataclass(frozen=True)
 class TextCondition:
-    """What the network is told of each of N views; texts are mixtures of V known ones.
+    """The condition of N views. Each text is a mixture of V texts.
 
     Attributes:
-        words: of the V texts, shared by all views.
+        embeddings: of the V texts, shared by all views.
         uncond, cond: (N, V) shares of the texts, which sum to 1.
         negatives: (N, B, V) of Perp-Neg's negatives; B may be 0.
         weights: (N, B), at most 0.
-        camera: (N, 4) camera vectors, or None for a teacher that cannot be told.
+        camera: (N, 4) camera vectors, or None for a teacher without camera input.
     """
 
     embeddings: PromptEmbeddings
@@ -40,7 +40,7 @@ class TextCondition:
         )
 
     def mixed(self, shares: Tensor) -> PromptEmbeddings:
-        """Words (N, ...) of shares (N, V) of the texts."""
+        """The mixed embeddings (N, ...) for shares (N, V) of the texts."""
         return {
             name: torch.einsum("nv,v...->n...", shares.to(states.dtype), states)
             for name, states in self.embeddings.items()

@@ -53,7 +53,7 @@ class AutomaticResamples(StepHook):
         return 2 if self._pair is not None else 0
 
     def before_step(self, trainer: Trainer) -> None:
-        """Set K; measure the costs of a render and of a draw before the first step."""
+        """Set K. Before the first step, measure the costs of a render and of a draw."""
         if self.allocation.cost_ratio is None:
             self.allocation.cost_ratio = cost_ratio(trainer)
         trainer.carv.resamples = self.allocation.resamples

@@ -31,7 +31,7 @@ class StepLog:
         step: number of steps done, this one included.
         figures: scalar tensors by name, on one device.
         t, norm: (R, K) timesteps, and norms of the weighted residuals; None if they are checked already.
-        draws: how many (t, eps) draws the teacher judged.
+        draws: number of (t, eps) draws of the step.
     """
 
     step: int
@@ -82,12 +82,12 @@ class Callback:
     at_end: bool = False
 
     def due(self, step: int, last: bool) -> bool:
-        """Whether it is to be done after `step` steps."""
+        """Whether the action is due after `step` steps."""
         return (last and self.at_end) or (self.every > 0 and step % self.every == 0)
 
 
 class Engine:
-    """Trains until a number of steps is done, and keeps the run's folder.
+    """Trains for the steps of the run's config, and writes the run's folder.
 
     Ctrl-C and SIGTERM let the step in hand finish; then the callbacks of the end run, a checkpoint among them.
 

@@ -1,4 +1,4 @@
-"""What may observe and set parts of a training step."""
+"""Hooks of a training step."""
 
 from __future__ import annotations
 

@@ -1,4 +1,4 @@
-"""What an optimiser knows of parameters whose rows come and go."""
+"""The optimiser's state of parameters whose rows change."""
 
 from __future__ import annotations
 
@@ -10,20 +10,18 @@ from carv3d.scenes import RowMap
 
 
 def carry_moments(optimizer: torch.optim.Optimizer, parameters: Sequence[torch.nn.Parameter], changed: RowMap) -> None:
-    """Give every row of the parameters the moments of the row it comes from, and reset parameters none.
-
-    A row's twin moves as the row did: its gradient is what the row's would have been, up to a factor that Adam
-    divides out.
+    """Give every row of the parameters the moments of the row that it comes from, and clear those of reset
+    parameters. Both rows of a clone or split get the moments of the old row: their gradients equal its gradient up to
+    a factor, which Adam divides out.
 
     Args:
-        optimizer: of these parameters and perhaps others, which stay as they are.
-        parameters: all those that `changed` speaks of.
-        changed: where their rows come from.
+        optimizer: of these parameters and perhaps others, whose state does not change.
+        parameters: those whose rows changed. changed: where their rows come from.
     """
     reset = {id(parameter) for parameter in changed.reset}
     for parameter in parameters:
         state = optimizer.state.get(parameter, {})
         for name, value in state.items():
-            if value.dim():  # Adam's count of steps is a single number
+            if value.dim():  # Adam's step count has no rows
                 carried = value[changed.parents]
                 state[name] = torch.zeros_like(carried) if id(parameter) in reset else carried

@@ -42,8 +42,8 @@ def opacity(render: Render) -> Tensor:
 def orientation(render: Render) -> Tensor:
     """Mean over rays of sum_i w_i max(0, n_i.d)^2: weight of samples whose normals face away from the camera.
 
-    A surface that one sees faces the camera; normals that do not are fog (Ref-NeRF, Verbin et al. 2022). As
-    in DreamFusion the weights get no gradient, or else the cheapest answer would be to have no surface.
+    Visible surfaces face the camera; other normals are those of fog (Ref-NeRF, Verbin et al. 2022). As in DreamFusion
+    the weights get no gradient, because otherwise the loss would remove the surface.
 
     Raises:
         ValueError: the render has no normals; render with `normals=True`.

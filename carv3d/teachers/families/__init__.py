@@ -1,4 +1,4 @@
-"""Families of pipelines, one file each: how they are told a text, and how they predict."""
+"""Families of pipelines, one file each: how they encode texts, and how they predict."""
 
 from pathlib import Path
 from typing import Any
@@ -24,7 +24,7 @@ def family_of(folder: Path) -> type[Family]:
     """The family of a pipeline folder.
 
     Raises:
-        UserError: a pipeline that is not known, or a folder that does not say.
+        UserError: an unknown pipeline, or a folder without model_index.json.
     """
     name = pipeline_of(folder)
     if name not in FAMILIES:
@@ -33,10 +33,10 @@ def family_of(folder: Path) -> type[Family]:
 
 
 def family_of_pipeline(pipe: Any) -> type[Family]:
-    """The family of a loaded pipeline; a subclass counts as the class that it is made of.
+    """The family of a loaded pipeline; a subclass counts as its base class.
 
     Raises:
-        UserError: a pipeline that is not known.
+        UserError: an unknown pipeline.
     """
     for kind in type(pipe).__mro__:
         if kind.__name__ in FAMILIES:

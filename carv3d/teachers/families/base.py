@@ -1,4 +1,4 @@
-"""What every family of pipelines has in common: parts that are loaded from a folder, pictures, predictions."""
+"""The common base of all families of pipelines: loading of parts, pictures, predictions."""
 
 from __future__ import annotations
 
@@ -21,10 +21,10 @@ from carv3d.teachers.schedule import NoiseSchedule, is_flow
 
 log = logging.getLogger(__name__)
 
-KEPT = 2**26  # bytes, the largest text encoder that is not let go
+KEPT = 2**26  # bytes of the largest text encoder that is not released
 CLIP_LENGTH = 77  # tokens of the CLIP encoders in use
 
-# By name, what a network is told of V texts: (V, ...) each.
+# The embeddings of V texts by name, (V, ...) each.
 PromptEmbeddings = dict[str, Tensor]
 
 
