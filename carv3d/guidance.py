@@ -34,7 +34,7 @@ class Guidance(Protocol):
 
         Args:
             raw: by branch.
-            condition: the N rows that the score model was told.
+            condition: of the score model, N rows.
         """
         ...
 

@@ -121,7 +121,7 @@ def test_embeddings_of_ones_own(kind: str, tmp_path: Path) -> None:
     bare = carv3d.from_pipeline(pipe)
     negatives = [texts.mixed(shares) for shares in texts.negatives.unbind(1)]
     stacked = {name: torch.stack([one[name] for one in negatives], 1) for name in negatives[0]}
-    own = bare.words_condition(texts.mixed(texts.cond), texts.mixed(texts.uncond), stacked, texts.weights)
+    own = bare.embeddings_condition(texts.mixed(texts.cond), texts.mixed(texts.uncond), stacked, texts.weights)
     g = torch.Generator().manual_seed(0)
     z_t, t, rows = (
         torch.randn(3, *bare.latent_shape, generator=g),
@@ -132,16 +132,16 @@ def test_embeddings_of_ones_own(kind: str, tmp_path: Path) -> None:
     ours, theirs = (m.predict(z_t, t, c[rows], branches) for m, c in ((bare, own), (teacher, texts)))
     for branch in branches:
         torch.testing.assert_close(ours[branch], theirs[branch], rtol=1e-3, atol=1e-5)
-    plain = bare.words_condition(texts.mixed(texts.cond), texts.mixed(texts.uncond))
+    plain = bare.embeddings_condition(texts.mixed(texts.cond), texts.mixed(texts.uncond))
     assert plain.negatives.shape[:2] == (2, 0) and torch.equal(
         plain.mixed(plain.cond)["text"], own.mixed(own.cond)["text"]
     )
     with pytest.raises(UserError, match=r"has no (text_encoder|tokenizer)\w*: load it whole, or make conditions"):
         bare.text_condition("a view")
     with pytest.raises(ValueError, match=r"the words of a .* are text"):
-        bare.words_condition({"words": z_t}, {"words": z_t})
+        bare.embeddings_condition({"words": z_t}, {"words": z_t})
     with pytest.raises(ValueError, match="do not fit each other"):
-        bare.words_condition(texts.mixed(texts.cond), texts.mixed(texts.uncond), stacked, texts.weights[:1])
+        bare.embeddings_condition(texts.mixed(texts.cond), texts.mixed(texts.uncond), stacked, texts.weights[:1])
 
 
 def test_what_cannot_be_wrapped_is_one_line(tmp_path: Path) -> None:

@@ -1,7 +1,7 @@
 """Meshes: a scene's surface as triangles with colours, in files that other programs open.
 
-`extract` finds the surface and its vertex colours, `bake_texture` adds a UV map and a texture where one is
-wanted, `save` and `load` write and read GLB, OBJ and PLY. `carv3d.renderers.mesh` draws a mesh.
+`extract` finds the surface and its vertex colours, `bake_texture` adds a UV map and a texture, `save` and `load`
+write and read GLB, OBJ and PLY. `carv3d.renderers.mesh` draws a mesh.
 """
 
 from carv3d.mesh.base import Field, Mesh

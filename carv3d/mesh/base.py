@@ -1,4 +1,4 @@
-"""What the parts of this package hand each other: a field to mesh, and a mesh."""
+"""The interfaces of this package: a field to extract a mesh from, and a mesh."""
 
 from __future__ import annotations
 
@@ -20,7 +20,7 @@ CHUNK = 2**13
 
 
 class Field(Protocol):
-    """What can be meshed: what a carv3d Scene's `field` gives."""
+    """A field that a mesh can be extracted from: the result of `Scene.field`."""
 
     bound: float
 
@@ -41,8 +41,8 @@ class Mesh:
         normals: (V, 3) unit vectors that point outwards.
         rgb: (V, 3) display (sRGB) values in [0, 1].
         uv: (V, 2) in [0, 1], v up, or None. A mesh with uv has its vertices doubled along the seams.
-        texture: (H, W, 3) display values, row 0 at v = 1, or None. Where there is one it is the colour;
-            `rgb` is then a coarser copy for what cannot hold a texture.
+        texture: (H, W, 3) display values, row 0 at v = 1, or None. If there is one, it is the colour; `rgb` is then a
+            coarser copy for formats without textures.
         info: how the mesh was made: threshold, density range, parts removed...
     """
 
@@ -56,7 +56,7 @@ class Mesh:
 
 
 def device_of(scene: Field) -> torch.device:
-    """Where the field's parameters live; the CPU for a field that has none."""
+    """The device of the field's parameters; the CPU if it has none."""
     parameters = scene.parameters() if isinstance(scene, torch.nn.Module) else iter(())
     return next((p.device for p in parameters), torch.device("cpu"))
 

@@ -1,4 +1,4 @@
-"""Mesh files: GLB, OBJ and PLY, out and in.
+"""Mesh files: writing and reading GLB, OBJ and PLY.
 
 | file | axes                                                      | colours                    |
 |------|-----------------------------------------------------------|----------------------------|
@@ -42,8 +42,8 @@ _ATTRIBUTES, _INDICES = 34962, 34963  # glTF's names for buffers of vertices and
 def save(mesh: Mesh, folder: Path | str, formats: Sequence[str] = ("glb",), name: str = "mesh") -> list[Path]:
     """Write the mesh as `folder/name.<format>`, with its texture if it has one.
 
-    All files are finished in a temporary folder first and then moved into place, so none is ever half
-    written and a failure leaves those of an earlier export as they were.
+    All files are written under temporary names first and then renamed, so that an error leaves the files of an
+    earlier export unchanged.
 
     Args:
         mesh: what to write.
@@ -116,11 +116,12 @@ def _triangles(mesh: Mesh, visual: Any, rotation: Floats) -> trimesh.Trimesh:
 
 def _glb(mesh: Mesh, name: str) -> dict[str, bytes]:
     image = None if mesh.texture is None else Image.fromarray(mesh.texture)
-    # Without a material of its own a mesh gets glTF's default one, which is metal.
+    # A mesh without a material gets glTF's default, which is metallic.
     material = PBRMaterial(name=name, baseColorTexture=image, metallicFactor=0.0, roughnessFactor=1.0)
     surface = _triangles(mesh, TextureVisuals(uv=mesh.uv, material=material), WORLD_TO_Y_UP)
     if image is None:
-        # trimesh would store eight bits of linear light: give it floats under a name of ours, then rename.
+        # trimesh would store eight bits of linear light. So floats are passed under another name, which is changed
+        # later.
         surface.vertex_attributes["_linear"] = _to_linear(mesh.rgb)
 
     def finish(tree: dict[str, Any]) -> None:
@@ -129,7 +130,7 @@ def _glb(mesh: Mesh, name: str) -> dict[str, bytes]:
                 attributes = primitive["attributes"]
                 if "_linear" in attributes:
                     attributes["COLOR_0"] = attributes.pop("_linear")
-                # What each buffer is for, so that a viewer need not guess (glTF 2.0, section 3.6.2.2).
+                # The target of each buffer, which viewers may need (glTF 2.0, section 3.6.2.2).
                 accessors = [(primitive["indices"], _INDICES), *((a, _ATTRIBUTES) for a in attributes.values())]
                 for accessor, target in accessors:
                     tree["bufferViews"][tree["accessors"][accessor]["bufferView"]]["target"] = target
@@ -160,7 +161,7 @@ def _obj(mesh: Mesh, name: str) -> dict[str, bytes]:
 
 def _ply(mesh: Mesh, name: str) -> dict[str, bytes]:
     surface = _triangles(mesh, _vertex_colours(mesh), np.eye(3, dtype=np.float32))
-    # Without a texture the doubled vertices along its seams would only tear the surface open.
+    # Without a texture, the doubled vertices along the seams would only open the surface.
     surface.merge_vertices(merge_tex=True, merge_norm=True)
     return {f"{name}.ply": export_ply(surface)}
 

@@ -1,4 +1,4 @@
-"""The surface of a density field: where it is, cutting it out, simplifying it."""
+"""The surface of a density field: threshold, extraction, simplification."""
 
 from __future__ import annotations
 
@@ -82,10 +82,9 @@ def _density_grid(scene: Field, resolution: int) -> Floats:
 
 
 def shade(grid: Floats, bound: float, views: int = VIEWS) -> Floats:
-    """The share of light that the field absorbs on its way to each point of the grid, from where it absorbs least.
-
-    0 in the open, towards 1 deep inside. Unlike the density, it is smooth where the density is rough, and knows no
-    hollows: what lies behind a wall is in the shade, whatever its density.
+    """The share of light that the field absorbs on the way to each point of the grid, along the direction with the
+    least absorption. It is 0 outside and near 1 deep inside. Unlike the density, it is smooth where the density is
+    rough, and it has no hollows: points behind a wall have a high value, whatever their density.
 
     Args:
         grid: (S, S, S) densities over [-bound, bound]^3, indexed x, y, z.
@@ -131,25 +130,24 @@ def _without_floaters(grid: Floats, threshold: float, smallest_part: float) -> t
     parts, count = ndimage.label(grid >= threshold)
     volumes = np.bincount(parts.ravel(), minlength=count + 1)
     kept = volumes >= smallest_part * volumes[1:].max(initial=0)
-    kept[0] = True  # what is no part
+    kept[0] = True  # the background
     return np.where(kept[parts], grid, 0), int((~kept).sum())
 
 
 def _cut(grid: Floats, threshold: float, bound: float) -> trimesh.Trimesh:
-    """Marching cubes; a border of empty cells closes what reaches the cube's sides."""
+    """Marching cubes; a border of empty cells closes surfaces at the cube's sides."""
     size = len(grid)
     vertices, faces, _, _ = marching_cubes(np.pad(grid, 1), threshold, gradient_direction="ascent")
     vertices = (vertices - 1) * (2 * bound / (size - 1)) - bound
-    # What lies in the border is pressed against the side, not quite flat: no two vertices may meet.
+    # Vertices in the border are moved near the cube's side; a small distance remains, so that none coincide.
     inner = vertices.clip(-bound, bound)
     return trimesh.Trimesh(inner + 1e-3 * (vertices - inner), faces)
 
 
 def _closed(grid: Floats, threshold: float, bound: float, smallest_part: float) -> tuple[trimesh.Trimesh, float, int]:
-    """The cleaned surface, the threshold it was cut at, and the number of floaters removed.
-
-    Where two sheets all but touch, marching cubes may put four triangles on one edge. Such a touch sits at
-    one exact threshold, so a neighbouring one is taken: the surface moves by far less than a cell.
+    """The surface without floaters, its threshold, and the number of removed floaters. Where two sheets nearly touch,
+    marching cubes may put four triangles on one edge. This happens at one exact threshold, so that a slightly
+    different one is used: the surface moves by much less than a cell.
     """
     for nudge in (0.0, 0.002, -0.002, 0.005, -0.005, 0.01, -0.01):
         level = min(threshold * (1 + nudge), 0.999 * float(grid.max()))
@@ -161,8 +159,8 @@ def _closed(grid: Floats, threshold: float, bound: float, smallest_part: float) 
 
 
 def _simplify(surface: trimesh.Trimesh, faces: int | None) -> trimesh.Trimesh:
-    """About `faces` triangles. A closed surface stays closed: where the collapse of edges made sheets touch,
-    they are taken apart again.
+    """Simplify to about `faces` triangles. A closed surface stays closed: sheets that touch after the collapse of
+    edges are separated again.
     """
     if faces is None or faces >= len(surface.faces):
         return surface
@@ -170,11 +168,11 @@ def _simplify(surface: trimesh.Trimesh, faces: int | None) -> trimesh.Trimesh:
     if not surface.is_watertight or (simple.is_watertight and simple.is_winding_consistent):
         return simple
     solid = Manifold(ManifoldMesh(np.float32(simple.vertices), np.uint32(simple.faces)))
-    if solid.is_empty():  # it is open beyond that: too many faces are better than a hole
+    if solid.is_empty():  # below this number the surface opens: too many faces are better than a hole
         return surface
     repaired = solid.to_mesh()
     apart = trimesh.Trimesh(repaired.vert_properties[:, :3], repaired.tri_verts, process=False)
-    # Vertices of two sheets at one point would be merged by the next program: each moves into its own sheet.
+    # Other programs would merge vertices of two sheets at one point: each is moved into its own sheet.
     _, first, count = np.unique(apart.vertices, axis=0, return_inverse=True, return_counts=True)
     touching = count[first.ravel()] > 1
     vertices = np.array(apart.vertices)

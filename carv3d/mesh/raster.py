@@ -1,4 +1,4 @@
-"""Which pixels a triangle covers: the step that drawing a mesh and baking its texture share."""
+"""The pixels that a triangle covers, for drawing a mesh and for baking its texture."""
 
 from __future__ import annotations
 
@@ -52,7 +52,7 @@ def _inside(triangles: Tensor, faces: Tensor, low: Tensor, spans: Tensor, width:
     area = _cross(b - a, c - a)
     second, third = _cross(centre - a, c - a) / area, _cross(b - a, centre - a) / area
     barycentric = torch.stack([1 - second - third, second, third], -1)
-    # The margin closes hairline gaps between neighbours; a triangle of no area gives nan and is left out.
+    # The margin closes gaps between neighbours; a triangle without area gives nan and is left out.
     inside = (barycentric > -1e-5).all(-1)
     return face[inside], (row * width + column)[inside], barycentric[inside]
 

@@ -1,4 +1,4 @@
-"""Colours of a surface: at its vertices, or in a texture."""
+"""The colours of a surface: vertex colours, or a texture."""
 
 from __future__ import annotations
 
@@ -14,15 +14,13 @@ from torch import Tensor
 from carv3d.mesh.base import CHUNK, Bytes, Field, Floats, Mesh, in_chunks
 from carv3d.mesh.raster import cover
 
-# The short ray along which a colour is gathered, as fractions of the bound, positive inside.
+# The short ray of a colour, as fractions of the bound, positive inside.
 RAY_START, RAY_END, RAY_SAMPLES = -0.08, 0.2, 12
 
 
 def surface_rgb(scene: Field, points: Floats, normals: Floats) -> Floats:
-    """The colours that a camera straight above each surface point sees.
-
-    A soft field has no colour *at* its surface: what a camera sees is gathered from a layer. So each colour
-    is volume-rendered along a short ray that enters the surface against its normal.
+    """The colours of surface points, seen along the normal. In a soft field the visible colour comes from a layer. So
+    each colour is volume-rendered along a short ray that enters the surface against its normal.
 
     Args:
         scene: the field.
@@ -40,7 +38,7 @@ def surface_rgb(scene: Field, points: Floats, normals: Floats) -> Floats:
         samples = point - depths.to(rays.device)[:, None] * normal
         density, rgb = scene.query(samples.reshape(-1, 3))
         optical = density.reshape(-1, RAY_SAMPLES) * step
-        # The least positive weight stands in where the field is empty: the mean of the ray, not 0 / 0.
+        # Where the field is empty, the smallest positive weight gives the mean of the ray instead of 0 / 0.
         weights = torch.exp(optical - optical.cumsum(1)) * -torch.expm1(-optical) + 1e-8
         weights = weights / weights.sum(1, keepdim=True)
         return (weights[..., None] * rgb.reshape(-1, RAY_SAMPLES, 3)).sum(1)
@@ -59,7 +57,7 @@ def bake_texture(mesh: Mesh, scene: Field, size: int = 512) -> Mesh:
             time buys 1024.
     """
     atlas = xatlas.Atlas()
-    # Magnified: xatlas takes triangles of less than 1e-7 square units for empty and leaves them out.
+    # Scaled up, because xatlas leaves out triangles of less than 1e-7 square units.
     atlas.add_mesh(mesh.vertices * (100 / scene.bound), mesh.faces.astype(np.uint32), mesh.normals)
     pack = xatlas.PackOptions()
     pack.resolution, pack.padding = size, max(2, size // 256)
@@ -77,7 +75,7 @@ def bake_texture(mesh: Mesh, scene: Field, size: int = 512) -> Mesh:
     )
     face, texel, weights = cover(torch.from_numpy(uv[faces] * size), size, size)
     corners = faces[face.numpy()]
-    # The vertices' own texels come first, for triangles so small that they hold no texel's centre.
+    # The texels of vertices come first, for triangles without a texel's centre.
     column, row = (uv * size).astype(np.int64).clip(0, size - 1).T
     texels = np.concatenate([row * size + column, texel.numpy()])
     points = np.concatenate([mesh.vertices, _blend(weights.numpy(), mesh.vertices[corners])])
@@ -97,6 +95,6 @@ def _blend(weights: Floats, corners: Floats) -> Floats:
 
 
 def _fill_gutters(texture: Bytes, filled: NDArray[np.bool_]) -> Bytes:
-    """Every empty texel takes the colour of the nearest filled one: filtering never blends in emptiness."""
+    """Give every empty texel the colour of the nearest filled one, because filtering blends neighbouring texels."""
     rows, columns = ndimage.distance_transform_edt(~filled, return_distances=False, return_indices=True)
     return np.ascontiguousarray(texture[rows, columns])

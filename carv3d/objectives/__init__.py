@@ -1,4 +1,4 @@
-"""What is distilled: the residual and the weight that the estimator averages, a file an objective."""
+"""Objectives, one file each: the residual and the weight that the estimator averages."""
 
 from carv3d.objectives.base import Draw, Objective
 

@@ -1,4 +1,4 @@
-"""What an objective is. Its fields are keys of the config, so that this file and stateless objectives need no torch."""
+"""The interface of objectives. Their fields are keys of the config; therefore this file does not import torch."""
 
 from __future__ import annotations
 
@@ -20,7 +20,7 @@ if TYPE_CHECKING:
 
 @dataclass(frozen=True)
 class Draw:
-    """N draws (t, eps) of latents, and what an objective may ask the score model about them.
+    """N draws (t, eps) of latents, with the predictions that an objective needs.
 
     Attributes:
         model: the score model.
@@ -28,7 +28,7 @@ class Draw:
         z: (N, ...) latents.
         t: (N,) timesteps.
         eps: (N, ...) noises.
-        condition: N rows of what the score model is told.
+        condition: of the score model, N rows.
     """
 
     model: ScoreModel
@@ -54,7 +54,7 @@ class Draw:
 
 
 class Objective(ABC):
-    """What a step descends: `E[w(t) residual]`, estimated by `carv3d.estimator`.
+    """An objective: a step follows `E[w(t) residual]`, estimated by `carv3d.estimator`.
 
     Subclasses are dataclasses; their fields are the keys of `guidance.objective` in a config. One object belongs to
     one run. An objective with parameters of its own makes them in `prepare`, trains them in `update`, and keeps them
@@ -70,14 +70,14 @@ class Objective(ABC):
 
         Args:
             schedule: of the score model.
-            weighting: what the config asks for, see `carv3d.sampling.sds_weight`.
+            weighting: of the config, see `carv3d.sampling.sds_weight`.
         """
         from carv3d.sampling import sds_weight
 
         return sds_weight(schedule.alpha.cpu(), schedule.sigma.cpu(), weighting)
 
     def prepare(self, model: ScoreModel, guidance: Guidance, seed: int) -> None:  # noqa: B027
-        """Called once, before the first draw: make what the objective trains.
+        """Called once, before the first draw: make the objective's own parameters.
 
         Args:
             model: the score model.
@@ -85,11 +85,11 @@ class Objective(ABC):
             seed: of the run; random numbers are functions of it.
 
         Raises:
-            UserError: the model or the guidance cannot serve the objective.
+            UserError: the objective cannot use the model or the guidance.
         """
 
     def update(self, z: Tensor, condition: Any, rng: torch.Generator) -> dict[str, Tensor]:
-        """Called after each optimiser step: train what the objective has of its own.
+        """Called after each optimiser step: train the objective's own parameters.
 
         Args:
             z: (R, ...) the step's latents, detached.

@@ -1,7 +1,7 @@
 """Classifier score distillation (Yu et al., arXiv 2310.19415, section 3.2).
 
-SDS with guidance is `(eps_cond - eps) + (scale - 1) (eps_cond - eps_uncond)`: what the image model prefers, and what
-its implicit classifier of the text adds. CSD keeps the second term alone.
+SDS with guidance is `(eps_cond - eps) + (scale - 1) (eps_cond - eps_uncond)`: the denoising term and the term of the
+implicit text classifier. CSD uses only the second term.
 """
 
 from __future__ import annotations

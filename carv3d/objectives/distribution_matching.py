@@ -6,7 +6,7 @@ residuals `r = eps_hat - eps`, `z - mu = (sigma / alpha) r`: the schedule's fact
 
     (r_real - r_fake) / mean |r_real|  =  (eps_real - eps_fake) / mean |eps_real - eps|
 
-whose weight in t is 1. What is left depends on the data, so that no proposal over t alone can follow it: the
+whose weight in t is 1. The remaining factor depends on the data, so that no proposal over t alone can follow it: the
 importance proposal `q ∝ p w` of CARV (arXiv 2605.21489, section 3.2) is the uniform one here.
 """
 
@@ -24,12 +24,12 @@ if TYPE_CHECKING:
     from carv3d.objectives.fake_score import FakeScore
     from carv3d.teachers.schedule import NoiseSchedule
 
-_TINY = 1e-6  # of a mean absolute residual that is 1 for a network that knows nothing
+_TINY = 1e-6  # smallest mean absolute residual; an untrained network has about 1
 
 
 @dataclass
 class DistributionMatching(Objective):
-    """The scaled difference of two scores: the teacher's, guided, and the fake one's.
+    """The scaled difference of the teacher's guided score and the fake score.
 
     Attributes:
         fake: the score of the generator's outputs, which the caller trains.

@@ -1,4 +1,4 @@
-"""The score of what is being made: a trainable network that follows the renders or a generator's outputs.
+"""The fake score: a trainable network that learns the score of the renders or of a generator's outputs.
 
 Variational score distillation and distribution matching subtract it from the teacher's score.
 """
@@ -20,7 +20,7 @@ class FakeScore:
     """A denoiser with its optimiser.
 
     Attributes:
-        denoiser: what is trained.
+        denoiser: the trained network.
         optimizer: Adam over its parameters.
     """
 
@@ -39,7 +39,7 @@ class FakeScore:
         self._q = proposal(whole, whole, "uniform").to(denoiser.schedule.device)
 
     def loss(self, z: Tensor, condition: Any, rng: torch.Generator) -> Tensor:
-        """The ordinary loss of a diffusion model on z (N, ...): the mean squared error of what the network predicts.
+        """The usual training loss of a diffusion model on z (N, ...): the mean squared error of the prediction.
 
         The N timesteps are stratified over the batch and span the whole schedule; a scalar with a graph.
         """
@@ -50,13 +50,13 @@ class FakeScore:
         return error.square().mean()
 
     def step(self, loss: Tensor) -> None:
-        """One step of the optimiser down a loss."""
+        """One step of the optimiser."""
         self.optimizer.zero_grad()
         loss.backward()
         self.optimizer.step()
 
     def eps_hat(self, z_t: Tensor, t: Tensor, condition: Any) -> Tensor:
-        """The noise (N, ...) that the network sees; without guidance."""
+        """The predicted noise (N, ...), without guidance."""
         return self.denoiser.eps_hat(z_t, t, condition)
 
     def state_dict(self) -> dict[str, Tensor]:

@@ -1,7 +1,7 @@
 """Variational score distillation (Wang et al., "ProlificDreamer", arXiv 2305.16213, equation 9 and algorithm 1).
 
-The noise that SDS subtracts is replaced by what a second network, the fake score, sees: it is trained on the renders
-on the way, told what the teacher is told, the camera included where the teacher takes one.
+The prediction of a second network, the fake score, replaces the noise that SDS subtracts. The fake score is trained
+on the renders during the run. It has the teacher's condition, including the camera if the teacher takes one.
 """
 
 from __future__ import annotations
@@ -49,7 +49,7 @@ class Vsd(Objective):
 
     @property
     def network(self) -> torch.nn.Module:
-        """What is trained, for a framework whose own optimiser does it: then `update` is not called, but `loss`."""
+        """The trained network, for a framework with its own optimiser, which calls `loss` and not `update`."""
         return self._fake.denoiser.network
 
     def loss(self, z: Tensor, condition: Any, rng: torch.Generator) -> Tensor:

@@ -1,4 +1,4 @@
-"""What exists in the built-in world: its objects, its colours, and the words for them."""
+"""The built-in world: its objects, its colours, and the words for them."""
 
 from __future__ import annotations
 
@@ -26,7 +26,7 @@ from carv3d.shapes.solids import (
 
 
 class Paint(IntEnum):
-    """What a part is painted with: MAIN takes the caption's colour, the others are fixed."""
+    """The paint of a part: MAIN is the caption's colour, the others are fixed."""
 
     MAIN = 0
     DARK = 1
@@ -59,7 +59,7 @@ _SPELLINGS = {"grey": "gray"}
 
 @dataclass(frozen=True)
 class Shape:
-    """One kind of object: its parts, and the colour it has when a prompt names none."""
+    """A class of objects: its parts, and its colour if the prompt names none."""
 
     colour: str
     parts: tuple[tuple[Solid, Paint], ...]
@@ -192,7 +192,7 @@ class Thing:
 
     @property
     def caption(self) -> str:
-        """What the object is called in prompts, "a red chair"."""
+        """The object's prompt, such as "a red chair"."""
         return f"{'an' if self.colour[0] in 'aeiou' else 'a'} {self.colour} {self.shape}"
 
 
@@ -200,15 +200,15 @@ ALL_THINGS = tuple(Thing(shape, colour) for shape in SHAPES for colour in COLOUR
 
 
 def vocabulary() -> str:
-    """One sentence that lists every word the world knows."""
+    """One sentence that lists all words of the world."""
     return f"objects: {', '.join(SHAPES)}; colours: {', '.join(COLOURS)}"
 
 
 def parse(prompt: str) -> Thing:
-    """The object that a prompt names: a shape of the world, with a colour or without.
+    """The object that a prompt names: a shape, with or without a colour.
 
     Raises:
-        UserError: a word the world does not know, no shape, or several shapes or colours.
+        UserError: an unknown word, no shape, or several shapes or colours.
     """
     words = [_SPELLINGS.get(w, w) for w in re.findall(r"[a-z]+", prompt.lower())]
     unknown = [w for w in words if w not in SHAPES and w not in COLOURS and w not in _FILLERS]

@@ -1,7 +1,7 @@
 """True pictures of the built-in world's objects, by sphere tracing.
 
-Lambert shading under one light fixed to the world, so that the shade belongs to the surface and a scene
-without a light of its own can hold it.
+Lambert shading under one light fixed to the world, so that the shade belongs to the surface, and a scene without
+lights can represent it.
 """
 
 from __future__ import annotations
@@ -22,7 +22,7 @@ _TETRAHEDRON = ((1.0, -1.0, -1.0), (-1.0, -1.0, 1.0), (-1.0, 1.0, -1.0), (1.0, 1
 
 @torch.no_grad()
 def shade_maps(shape: str, cameras: Cameras, supersample: int = 2) -> Tensor:
-    """Colour-free renders: how bright each paint shows in each pixel.
+    """Renders without colour: the brightness of each paint in each pixel.
 
     Args:
         shape: a key of `SHAPES`.
@@ -93,7 +93,7 @@ def colourise(maps: Tensor, paints: Tensor, background: float = 1.0) -> Tensor:
 
 
 def reference(thing: Thing, cameras: Cameras) -> tuple[Tensor, Tensor]:
-    """The true object as the cameras see it, on white.
+    """The pictures of the true object, on white.
 
     Returns:
         rgb (R, 3, H, W) and opacity (R, 1, H, W), in [0, 1].

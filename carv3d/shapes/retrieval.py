@@ -1,4 +1,4 @@
-"""Which object of the built-in world a picture shows: the nearest among the true pictures of all of them."""
+"""Retrieval: the object of the built-in world whose true picture is nearest to a picture."""
 
 from __future__ import annotations
 
@@ -32,7 +32,7 @@ class Gallery:
         return colourise(self._maps[thing.shape][camera : camera + 1], palette(thing.colour))[0]
 
     def errors(self, pictures: Tensor) -> Tensor:
-        """Mean squared errors (things, V) of pictures (V, 3, H, W) to every object as the same camera sees it."""
+        """Mean squared errors (things, V) of pictures (V, 3, H, W) to every object, from the same cameras."""
         return torch.stack([(self.truth(thing) - pictures).square().mean((1, 2, 3)) for thing in ALL_THINGS])
 
     def nearest(self, pictures: Tensor) -> list[Thing]:
@@ -59,6 +59,6 @@ class Gallery:
 
 
 def assorted() -> list[Thing]:
-    """Every class in three colours, 48 objects: what teachers and generators of the world are examined on."""
+    """Every class in three colours, 48 objects, for the evaluation of teachers and generators."""
     colours = list(COLOURS)
     return [Thing(s, colours[(3 * i + 4 * j) % len(colours)]) for i, s in enumerate(SHAPES) for j in range(3)]

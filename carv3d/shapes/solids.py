@@ -1,8 +1,8 @@
-"""Signed-distance solids, the clay of the built-in world.
+"""Signed-distance solids, of which the objects of the built-in world are made.
 
 A solid is a function from a point, given as its three coordinate tensors `(x, y, z)` of any one shape, to the
 signed distance (negative inside), in world units. Formulas: Inigo Quilez, "distance functions"
-(https://iquilezles.org/articles/distfunctions/). Coordinates travel apart because reductions over a last
+(https://iquilezles.org/articles/distfunctions/). Coordinates are separate tensors, because reductions over a last
 dimension of three are slow on a CPU.
 """
 
@@ -122,5 +122,5 @@ def gable(bottom: float, top: float, half_length: float, half_width: float) -> S
 
 
 def minus(solid: Solid, hole: Solid) -> Solid:
-    """What is left of `solid` when `hole` is cut out."""
+    """`solid` without `hole`."""
     return lambda p: torch.maximum(solid(p), -hole(p))

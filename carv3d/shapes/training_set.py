@@ -1,4 +1,4 @@
-"""The pictures that the built-in teacher was trained on, made again."""
+"""The training pictures of the built-in teacher, reproduced."""
 
 from __future__ import annotations
 
@@ -15,9 +15,8 @@ VIEWS_A_BATCH = 20
 
 
 def training_views(views: int = VIEWS_A_SHAPE) -> Iterator[tuple[str, Cameras]]:
-    """Every shape's random cameras, in batches of 20, as the teacher's training drew them.
-
-    Each view was painted in all colours of `COLOURS`: with 400 views, 16 x 400 x 10 = 64,000 pictures.
+    """The random cameras of every shape, in batches of 20, as in the teacher's training. Each view was coloured in
+    all colours of `COLOURS`: with 400 views, 16 x 400 x 10 = 64,000 pictures.
 
     Args:
         views: of each shape, a multiple of 20.

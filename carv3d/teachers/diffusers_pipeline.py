@@ -241,7 +241,7 @@ class DiffusersTeacher:
         told = camera.to(self.device) if camera is not None and self.takes_camera else None
         return TextCondition(self._embeddings(texts), uncond, cond, negatives, negatives[..., 0], told)
 
-    def words_condition(
+    def embeddings_condition(
         self,
         cond: PromptEmbeddings,
         uncond: PromptEmbeddings,

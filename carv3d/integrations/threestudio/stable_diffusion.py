@@ -88,12 +88,12 @@ class CarvGuidance(Own):
         angles = (elevation, azimuth, distances, self.cfg.view_dependent_prompting)
         if not prompts.use_perp_neg:
             cond, uncond = prompts.get_text_embeddings(*angles).to(self.teacher.dtype).chunk(2)
-            return self.teacher.words_condition({"text": cond}, {"text": uncond})
+            return self.teacher.embeddings_condition({"text": cond}, {"text": uncond})
         embeddings, weights = prompts.get_text_embeddings_perp_neg(*angles)
         count = len(elevation)
         cond, uncond, negatives = embeddings.to(self.teacher.dtype).split([count, count, 2 * count])
         pairs = {"text": negatives.unflatten(0, (count, 2))}
-        return self.teacher.words_condition({"text": cond}, {"text": uncond}, pairs, weights)
+        return self.teacher.embeddings_condition({"text": cond}, {"text": uncond}, pairs, weights)
 
     def latents(self, rgb: Tensor, as_latents: bool, rng: torch.Generator) -> Tensor:
         """(B, 4, 64, 64) of renders (B, H, W, 3), or of latents (B, h, w, 4)."""

@@ -48,7 +48,7 @@ class Loader:
     _small: dict[str, Any] = field(default_factory=dict, repr=False, compare=False)
 
     def text_encoder(self, kind: Any, part: str) -> Any:
-        """A text encoder; one that hardly takes memory is kept for the next text."""
+        """A text encoder; a small one is kept in memory for the next text."""
         if part not in self._small:
             encoder = self.network(kind, part)
             if sum(p.numel() * p.element_size() for p in encoder.parameters()) > KEPT:
@@ -61,7 +61,7 @@ class Loader:
         return (self.folder / part).is_dir()
 
     def network(self, kind: Any, part: str) -> Any:
-        """A frozen network, whole.
+        """A frozen network, with all its tensors.
 
         Raises:
             ValueError: tensors are missing, which the libraries would fill with random numbers.
@@ -72,7 +72,7 @@ class Loader:
         options: dict[str, Any] = {"use_safetensors": not pickled, "output_loading_info": True}
         of_diffusers = kind.__module__.startswith("diffusers")
         if of_diffusers:
-            # Without accelerate a network fits in memory twice while it loads; saying so spares a warning.
+            # Without accelerate a network is in memory twice while it loads; the explicit option avoids a warning.
             options |= {"torch_dtype": self.dtype, "low_cpu_mem_usage": is_accelerate_available()}
         else:
             options |= {"dtype": self.dtype}
@@ -87,7 +87,7 @@ class Loader:
         if self.lean and hasattr(network, "enable_slicing"):
             network.enable_slicing()
         network = network.eval().requires_grad_(False).to(self.device)
-        # diffusers leaves buffers and some layers as they were; transformers has reasons of its own to do so.
+        # Some buffers and layers keep their own number format.
         return torch.nn.Module.to(network, self.dtype) if of_diffusers else network
 
     def tokenizer(self, kind: Any, part: str) -> Any:
@@ -95,7 +95,7 @@ class Loader:
         return kind.from_pretrained(self.folder, subfolder=part)
 
     def config(self, part: str) -> dict[str, Any]:
-        """A part's config file; empty if it has none."""
+        """The config file of a part; empty if there is none."""
         for name in ("config.json", f"{part}_config.json"):
             path = self.folder / part / name
             if path.exists():
@@ -107,13 +107,13 @@ class Loader:
         return dict(json.loads((self.folder / "model_index.json").read_text()))
 
     def _variant(self, part: str) -> str | None:
-        """Of the files: fp16, if the part has no other weights than such."""
+        """The variant of the files: fp16, if the part has only such weights."""
         names = [path.name for path in (self.folder / part).glob("*.safetensors")]
         return "fp16" if names and all(".fp16" in name for name in names) else None
 
 
 class Family(ABC):
-    """A loaded pipeline of one family, its text encoders apart, which are loaded when there is a text to encode.
+    """A loaded pipeline of one family. Its text encoders are loaded only when there is a text to encode.
 
     Attributes:
         loader: of its parts.
@@ -123,7 +123,7 @@ class Family(ABC):
         image_size: pixels.
         reduction: pixels along a side for one latent.
         multiple: pictures' sides must be multiples of it.
-        takes_camera: whether `predict` makes use of camera vectors.
+        takes_camera: whether `predict` uses camera vectors.
     """
 
     network: nn.Module
@@ -131,16 +131,16 @@ class Family(ABC):
     reduction: int = 1
     multiple: int = 1
     takes_camera: bool = False
-    denoiser: tuple[str, str]  # its class in diffusers, and its part of the folder
-    parts: tuple[str, ...]  # that a folder of the family must have
+    denoiser: tuple[str, str]  # its class in diffusers, and its subfolder
+    parts: tuple[str, ...]  # parts that a folder of the family must have
 
     def __init__(self, loader: Loader, *, camera: Literal["auto", "vector", "none"], posterior: str) -> None:
-        """Load the denoiser, and what encodes pictures.
+        """Load the denoiser and the encoder of pictures.
 
         Args:
             loader: of the folder.
             camera: see `carv3d.teachers.DiffusersTeacher`.
-            posterior: the same.
+            posterior: see `carv3d.teachers.config.DiffusersTeacherConfig`.
 
         Raises:
             UserError: a prediction or a schedule that is not supported.
@@ -164,7 +164,7 @@ class Family(ABC):
 
     @property
     def config(self) -> Any:
-        """The denoiser's."""
+        """The device of the denoiser."""
         return self.network.config
 
     @abstractmethod
@@ -177,22 +177,22 @@ class Family(ABC):
 
     @abstractmethod
     def embed(self, texts: Sequence[str]) -> PromptEmbeddings:
-        """What the network is told of V texts; loads the text encoders, and lets them go."""
+        """The embeddings of V texts; loads the text encoders, and releases them."""
 
     @abstractmethod
     def embedding_shapes(self) -> dict[str, tuple[int, ...]]:
-        """By name, the shape of one text's words."""
+        """The shapes of one text's embeddings by name."""
 
     @abstractmethod
     def predict(self, z_t: Tensor, t: Tensor, embeddings: PromptEmbeddings, camera: Tensor | None) -> Tensor:
         """The network's raw prediction (N, C, h, w), float32, for N rows of everything."""
 
     def cast(self, embeddings: PromptEmbeddings) -> PromptEmbeddings:
-        """Words in the network's number format; text encoders may have another."""
+        """The embeddings in the network's number format; text encoders may have another."""
         return {name: states.to(self.loader.dtype) for name, states in embeddings.items()}
 
     def eps_hat(self, z_t: Tensor, t: Tensor, embeddings: PromptEmbeddings, camera: Tensor | None) -> Tensor:
-        """The noise that the network sees in z_t.
+        """The predicted noise in z_t.
 
         From v: `alpha v + sigma z_t` (Salimans and Ho, arXiv 2202.00512). From a flow's velocity, which is of
         `eps - z`: `z_t + alpha v`, since `z_t = alpha z + sigma eps` and `alpha + sigma = 1`.
@@ -229,7 +229,7 @@ class LatentFamily(Family):
 
     def encode(self, rgb: Tensor, rng: torch.Generator | None) -> Tensor:
         """See `Family`."""
-        posterior = self.vae.encode((rgb * 2 - 1).to(self.vae.dtype)).latent_dist  # it may have a format of its own
+        posterior = self.vae.encode((rgb * 2 - 1).to(self.vae.dtype)).latent_dist  # it may have another number format
         z = posterior.mode()
         if self.posterior == "sample":
             draw = torch.randn(z.shape, generator=rng, device=z.device, dtype=torch.float32)
@@ -255,10 +255,10 @@ def resize(rgb: Tensor, size: int) -> Tensor:
 
 
 def tokens(tokenizer: Any, texts: Sequence[str], length: int, device: torch.device) -> Any:
-    """Token ids and attention mask (V, length), padded and cut; a warning says what was cut off."""
+    """Token ids and attention mask (V, length), padded or truncated; a warning names truncated words."""
     for ids in tokenizer(list(texts), verbose=False).input_ids:
         if len(ids) > length:
-            lost = tokenizer.decode(ids[length - 1 :], skip_special_tokens=True)  # the end's token takes a place
+            lost = tokenizer.decode(ids[length - 1 :], skip_special_tokens=True)  # the end token takes one place
             said = textwrap.shorten(lost, 100)
             log.warning("a prompt is too long: a text encoder takes %d tokens, and is not told %r", length, said)
     found = tokenizer(list(texts), padding="max_length", max_length=length, truncation=True, return_tensors="pt")
@@ -267,12 +267,12 @@ def tokens(tokenizer: Any, texts: Sequence[str], length: int, device: torch.devi
 
 @torch.no_grad()
 def clip_states(loader: Loader, kind: Any, number: str, texts: Sequence[str]) -> Any:
-    """Everything that a CLIP text encoder of the folder says of V texts, hidden states included.
+    """All outputs of a CLIP text encoder of the folder for V texts, hidden states included.
 
     Args:
         loader: of the folder.
         kind: the encoder's class.
-        number: "" or "_2", which one.
+        number: "" or "_2", of the encoder.
         texts: V.
     """
     from transformers import CLIPTokenizer
@@ -296,7 +296,7 @@ def t5_states(loader: Loader, number: str, texts: Sequence[str], length: int, *,
 
 
 def release() -> None:
-    """Give back the GPU's memory of text encoders that are done with; the CPU's is given back by itself."""
+    """Free the GPU memory of released text encoders."""
     if torch.cuda.is_available():
         gc.collect()
         torch.cuda.empty_cache()

@@ -1,4 +1,4 @@
-"""DeepFloyd IF's first stage: diffusion of pictures themselves, told T5's words."""
+"""DeepFloyd IF's first stage: diffusion of pixels, conditioned on T5 embeddings."""
 
 from __future__ import annotations
 
@@ -10,11 +10,11 @@ from torch import Tensor
 
 from carv3d.teachers.families.base import Family, PromptEmbeddings, t5_states
 
-LENGTH = 77  # tokens it was trained with
+LENGTH = 77  # tokens in its training
 
 
 class DeepFloyd(Family):
-    """A U-Net on pixels in [-1, 1]; what it says of the noise's variance is left out."""
+    """A U-Net on pixels in [-1, 1]; its prediction of the variance is ignored."""
 
     denoiser = ("UNet2DConditionModel", "unet")
     parts = ("unet", "text_encoder", "tokenizer", "scheduler")
@@ -33,8 +33,8 @@ class DeepFloyd(Family):
         return (z * 0.5 + 0.5).clamp(0, 1)
 
     def embed(self, texts: Sequence[str]) -> PromptEmbeddings:
-        """T5's last hidden states, its padding masked."""
-        lower = [text.lower().strip() for text in texts]  # as the model's own pipeline does
+        """T5's last hidden states, with masked padding."""
+        lower = [text.lower().strip() for text in texts]  # as in the model's own pipeline
         return {"text": t5_states(self.loader, "", lower, LENGTH, masked=True)}
 
     def embedding_shapes(self) -> dict[str, tuple[int, ...]]:

@@ -1,4 +1,4 @@
-"""The parts of a diffusers pipeline that is in memory already."""
+"""The parts of a diffusers pipeline in memory."""
 
 from __future__ import annotations
 
@@ -17,7 +17,7 @@ _OF_TEXTS = ("text_encoder", "tokenizer")
 
 @dataclass(frozen=True)
 class LoadedParts(Loader):
-    """Gives the parts of a pipeline object as `Loader` gives those of a folder; they are shared, not copied.
+    """Returns the parts of a pipeline object, as `Loader` does for a folder. The parts are shared, not copied.
 
     Attributes:
         pipe: the pipeline.
@@ -29,7 +29,7 @@ class LoadedParts(Loader):
     def of(cls, pipe: Any, parts: Sequence[str]) -> LoadedParts:
         """The parts of a pipeline; device and number format are those of its denoiser.
 
-        Text encoders and tokenizers may be missing: then no text can be encoded, see `words_condition`.
+        Text encoders and tokenizers may be missing: then no text can be encoded, see `embeddings_condition`.
 
         Raises:
             UserError: another part is missing, or the networks are on different devices.
@@ -47,7 +47,7 @@ class LoadedParts(Loader):
                 f"the parts of the {name} are on different devices ({listed}): move it with pipe.to(device)"
             )
         denoiser = modules["transformer" if "transformer" in modules else "unet"]
-        # A quantised network's weights are bytes; it computes in the format of the others.
+        # A quantised network has weights of bytes; it computes in the format of its other tensors.
         dtype = next((p.dtype for p in denoiser.parameters() if p.dtype.is_floating_point), torch.float32)
         device = places[next(iter(places))]
         if device.type == "meta":  # the weights are moved to the device for each call (sequential CPU offload)
@@ -76,7 +76,7 @@ class LoadedParts(Loader):
         if not self.has(part):
             raise UserError(
                 f"the {self.folder} has no {part}: load it whole, or make conditions of your own embeddings with "
-                "DiffusersTeacher.words_condition"
+                "DiffusersTeacher.embeddings_condition"
             )
 
     def config(self, part: str) -> dict[str, Any]:

@@ -11,11 +11,13 @@ from torch import Tensor
 
 from carv3d.teachers.families.base import CLIP_LENGTH, LatentFamily, PromptEmbeddings, clip_states, t5_states
 
-T5_LENGTH = 256  # tokens, as diffusers' pipeline has it
+T5_LENGTH = 256  # tokens, as in diffusers' pipeline
 
 
 class StableDiffusion3(LatentFamily):
-    """A transformer told two CLIP encoders' words and T5's, which may be absent, and the pooled states."""
+    """A transformer, conditioned on embeddings of two CLIP encoders and of T5, which may be absent, and on the pooled
+    states.
+    """
 
     denoiser = ("SD3Transformer2DModel", "transformer")
     parts = ("vae", "transformer", "text_encoder", "text_encoder_2", "tokenizer", "tokenizer_2", "scheduler")
@@ -27,7 +29,9 @@ class StableDiffusion3(LatentFamily):
         self.multiple *= self.config.patch_size
 
     def embed(self, texts: Sequence[str]) -> PromptEmbeddings:
-        """CLIP's states beside each other, padded to T5's width, then T5's after them (section 4)."""
+        """The states of both CLIP encoders, concatenated along the width and padded to T5's, followed by T5's states
+        (section 4).
+        """
         from transformers import CLIPTextModelWithProjection
 
         both = [clip_states(self.loader, CLIPTextModelWithProjection, number, texts) for number in ("", "_2")]

@@ -1,4 +1,4 @@
-"""Stable Diffusion XL (Podell et al., arXiv 2307.01952): two text encoders, and the picture's size told."""
+"""Stable Diffusion XL (Podell et al., arXiv 2307.01952): two text encoders, conditioned also on the picture's size."""
 
 from __future__ import annotations
 
@@ -11,13 +11,13 @@ from carv3d.teachers.families.base import CLIP_LENGTH, LatentFamily, PromptEmbed
 
 
 class StableDiffusionXL(LatentFamily):
-    """A U-Net told both encoders' words, the second's pooled state, and sizes (section 2.2)."""
+    """A U-Net, conditioned on the embeddings of both encoders, the second's pooled state, and sizes (section 2.2)."""
 
     denoiser = ("UNet2DConditionModel", "unet")
     parts = ("vae", "unet", "text_encoder", "text_encoder_2", "tokenizer", "tokenizer_2", "scheduler")
 
     def embed(self, texts: Sequence[str]) -> PromptEmbeddings:
-        """Hidden states before the last, and the pooled one. An empty text is zeros where the pipeline says so."""
+        """The hidden states before the last, and the pooled state. If the pipeline says so, an empty text has zeros."""
         from transformers import CLIPTextModel, CLIPTextModelWithProjection
 
         first = clip_states(self.loader, CLIPTextModel, "", texts)

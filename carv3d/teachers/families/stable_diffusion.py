@@ -1,4 +1,4 @@
-"""Stable Diffusion 1.x and 2.x, and every pipeline of their classes, the built-in teacher among them."""
+"""Stable Diffusion 1.x and 2.x, and all pipelines of their classes, such as the built-in teacher."""
 
 from __future__ import annotations
 
@@ -12,7 +12,9 @@ from carv3d.teachers.families.base import CLIP_LENGTH, LatentFamily, PromptEmbed
 
 
 class StableDiffusion(LatentFamily):
-    """A U-Net told one CLIP encoder's words; and the camera, if it has an input for camera vectors."""
+    """A U-Net, conditioned on the embeddings of one CLIP encoder, and on the camera if it has an input for camera
+    vectors.
+    """
 
     denoiser = ("UNet2DConditionModel", "unet")
     parts = ("vae", "unet", "text_encoder", "tokenizer", "scheduler")
@@ -20,7 +22,7 @@ class StableDiffusion(LatentFamily):
     def __init__(self, *args: Any, **options: Any) -> None:
         """See `Family`."""
         super().__init__(*args, **options)
-        # A network with a camera input cannot do without: zeros stand for "camera unknown".
+        # A network with a camera input always needs a vector: zeros mean an unknown camera.
         self.has_camera = (
             self.config.class_embed_type == "projection" and self.config.projection_class_embeddings_input_dim == 4
         )

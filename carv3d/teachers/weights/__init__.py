@@ -1,4 +1,4 @@
-"""Where a pipeline's weights are: folders, single files, hubs. Nothing is loaded here."""
+"""The places of a pipeline's weights: folders, single files, hubs. Nothing is loaded here."""
 
 from carv3d.teachers.weights.finding import BUILTIN, Weights, find, licence_of, look, pipeline_of
 from carv3d.teachers.weights.hub import Remote, configs_of

@@ -1,4 +1,4 @@
-"""Which of a pipeline's files a teacher needs, by their names alone."""
+"""The files of a pipeline that a teacher needs, by name."""
 
 from __future__ import annotations
 
@@ -12,7 +12,7 @@ INDEX = "model_index.json"
 USED = re.compile("(vae|unet|transformer|text_encoder|tokenizer|scheduler)(_[23])?")
 """The parts that a teacher may need; others are safety checkers, exports to other formats, and the like."""
 
-# Not those of other precisions, of moving averages, or for other frameworks.
+# Excludes other precisions, moving averages, and other frameworks.
 _WEIGHTS = re.compile(
     r"/(diffusion_pytorch_model|pytorch_model|model)(\.fp16)?(-\d+-of-\d+)?(\.fp16)?\.(safetensors|bin)$"
 )
@@ -23,7 +23,7 @@ def wanted(names: Sequence[str], *, half: bool, pickle: bool) -> list[str]:
     """Of a repository's files, those that a teacher needs: configs, tokenizers, and one set of weights a part.
 
     Raises:
-        UserError: it is no pipeline, or a part has pickled weights alone and those are not wanted.
+        UserError: it is no pipeline, or a part has only pickled weights, which are not allowed.
     """
     if INDEX not in names:
         raise UserError(f"it is no diffusers pipeline: it has no {INDEX}")
@@ -51,7 +51,7 @@ def _weights(part: str, names: Sequence[str], half: bool, pickle: bool) -> list[
 
 
 def missing_weights(names: Sequence[str], pickle: bool) -> str:
-    """What is wrong with a part's files as weights; "" if nothing."""
+    """The problem with a part's files as weights; "" if there is none."""
     if any(name.endswith(".safetensors") for name in names):
         return ""
     if not any(name.endswith(".bin") for name in names):

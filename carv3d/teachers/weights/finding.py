@@ -34,7 +34,7 @@ class Weights:
 
     @property
     def size(self) -> int:
-        """Bytes of what a teacher would load of it."""
+        """Bytes of the files that a teacher would load."""
         names = [path.relative_to(self.folder).as_posix() for path in self.folder.rglob("*") if path.is_file()]
         return sum((self.folder / name).stat().st_size for name in wanted(names, half=False, pickle=True))
 
@@ -48,11 +48,10 @@ def find(
         path: "builtin", a pipeline folder, a .safetensors file of a whole Stable Diffusion model, or a hub id.
         revision: of a hub: a branch, tag or commit; "" for its main one.
         mirrors: tried in order where the path does not exist; the same kinds.
-        half: take half-precision files where there are such.
-        pickle: take pickled .bin files where there are no others.
+        half: prefer half-precision files. pickle: allow pickled .bin files if there are no others.
 
     Raises:
-        UserError: what was tried, and what to do.
+        UserError: nothing was found; the message says what was tried, and what to do.
     """
     found = look(path, revision=revision, mirrors=mirrors, half=half, pickle=pickle)
     if isinstance(found, SingleFile):
@@ -65,7 +64,8 @@ def find(
 def look(
     path: str, *, revision: str = "", mirrors: Sequence[str] = (), half: bool = False, pickle: bool = False
 ) -> Weights | hub.Remote | SingleFile:
-    """What `find` would use, without downloading or converting it. Without the hub, what it gave before will do.
+    """What `find` would use, without downloading or converting. If the hub cannot be reached, an earlier download is
+    used.
 
     Raises:
         UserError: as `find`.
@@ -94,10 +94,10 @@ def look(
 
 
 def pipeline_of(folder: Path) -> str:
-    """The class that a pipeline folder says it is of.
+    """The pipeline class that a folder names.
 
     Raises:
-        UserError: it does not say, or cannot be read.
+        UserError: it names none, or cannot be read.
     """
     try:
         return str(json.loads((folder / INDEX).read_text())["_class_name"])
@@ -106,12 +106,12 @@ def pipeline_of(folder: Path) -> str:
 
 
 def is_hub_id(source: str) -> bool:
-    """Whether it looks like owner/name."""
+    """Whether the text has the form owner/name."""
     return re.fullmatch(r"[\w.-]+/[\w.-]+", source) is not None and not source.startswith(".")
 
 
 def digest(folder: Path) -> str:
-    """Of the names, sizes and times of a folder's files."""
+    """A digest of the names, sizes and times of a folder's files."""
     found = hashlib.sha256()
     for file in sorted(path for path in folder.rglob("*") if path.is_file()):
         stat = file.stat()
@@ -120,7 +120,7 @@ def digest(folder: Path) -> str:
 
 
 def licence_of(folder: Path) -> str:
-    """What a folder's README.md or LICENSE file states; "" if there is neither."""
+    """The licence in a folder's README.md or LICENSE file; "" if there is neither."""
     readme = folder / "README.md"
     if readme.is_file() and (found := re.search(r"^license:\s*(\S+)", readme.read_text(errors="replace"), re.M)):
         return found[1]

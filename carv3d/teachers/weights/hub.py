@@ -1,4 +1,4 @@
-"""Pipelines on a hub: what is there, without downloading it, and the download."""
+"""Pipelines on a hub: their files and sizes without a download, and the download."""
 
 from __future__ import annotations
 
@@ -16,11 +16,11 @@ class Remote:
     """A pipeline on a hub.
 
     Attributes:
-        id, revision: which; the commit.
+        id, revision: the pipeline, and the commit.
         files: those that a teacher needs, and
         size: their bytes.
         licence: as its card states it.
-        here: whether they are all on this machine.
+        here: whether all files are on this machine.
     """
 
     id: str
@@ -32,11 +32,11 @@ class Remote:
 
 
 class MissingError(Exception):
-    """The hub has no such pipeline, or cannot be asked; a mirror may have it."""
+    """The hub has no such pipeline, or cannot be reached; a mirror may have it."""
 
 
 def look(source: str, revision: str | None, *, half: bool, pickle: bool) -> Remote:
-    """What the hub has.
+    """The pipeline on the hub.
 
     Args:
         source: owner/name.
@@ -44,8 +44,8 @@ def look(source: str, revision: str | None, *, half: bool, pickle: bool) -> Remo
         half, pickle: see `carv3d.teachers.weights.find`.
 
     Raises:
-        MissingError: nothing, or it cannot be asked.
-        UserError: what it has is of no use, or needs the user's consent.
+        MissingError: there is none, or the hub cannot be reached.
+        UserError: the pipeline cannot be used, or needs the user's consent.
     """
     from huggingface_hub import HfApi, try_to_load_from_cache
     from huggingface_hub.errors import GatedRepoError, RepositoryNotFoundError, RevisionNotFoundError
@@ -58,7 +58,7 @@ def look(source: str, revision: str | None, *, half: bool, pickle: bool) -> Remo
         raise MissingError(f"{source} has no revision {revision!r}") from None
     except RepositoryNotFoundError:
         raise MissingError(f"{source} is not on the hub, or not public") from None
-    except Exception as error:  # what the network raises differs by the hub library's version
+    except Exception as error:  # network errors differ between versions of the hub library
         raise MissingError(f"the hub cannot be asked for {source} ({first_line(error)})") from None
     sizes = {file.rfilename: file.size or 0 for file in info.siblings or []}
     try:
@@ -73,10 +73,10 @@ def look(source: str, revision: str | None, *, half: bool, pickle: bool) -> Remo
 
 
 def download(remote: Remote) -> Path:
-    """The folder of its files, downloaded where they are not here.
+    """The folder of its files; missing files are downloaded.
 
     Raises:
-        UserError: the download broke off, or the disk is full.
+        UserError: the download failed, or the disk is full.
     """
     return _snapshot(remote, list(remote.files))
 
@@ -91,7 +91,7 @@ def configs_of(remote: Remote) -> Path:
 
 
 def downloaded(source: str, revision: str | None) -> Path | None:
-    """What was downloaded of it before, if anything was."""
+    """An earlier download, if there is one."""
     from huggingface_hub import snapshot_download
     from huggingface_hub.errors import LocalEntryNotFoundError
 
@@ -115,5 +115,5 @@ def _snapshot(remote: Remote, names: list[str]) -> Path:
 
 
 def first_line(error: Exception) -> str:
-    """What an error says, short and without addresses."""
+    """The message of an error, shortened and without addresses."""
     return re.sub(r" *https?://\S+", "", " ".join(str(error).split()))[:120] or type(error).__name__

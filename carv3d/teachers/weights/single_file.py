@@ -1,4 +1,4 @@
-"""A whole Stable Diffusion model in one .safetensors file, made a pipeline folder once."""
+"""A Stable Diffusion model in one .safetensors file, which is converted to a pipeline folder once."""
 
 from __future__ import annotations
 
@@ -22,7 +22,7 @@ class SingleFile:
 
     Attributes:
         file: the .safetensors file.
-        folder: in the cache, where it is or will be as a pipeline.
+        folder: in the cache, of the converted pipeline.
         revision: a digest of its name, size and time.
         size: its bytes.
     """
@@ -34,7 +34,7 @@ class SingleFile:
 
     @classmethod
     def of(cls, file: Path) -> SingleFile:
-        """Of a file that is there.
+        """The model of an existing file.
 
         Raises:
             UserError: it is pickled, or damaged.
@@ -51,17 +51,15 @@ class SingleFile:
 
     @property
     def converted(self) -> bool:
-        """Whether the folder is there."""
+        """Whether the folder exists."""
         return (self.folder / INDEX).is_file()
 
     def convert(self) -> Path:
-        """The folder, made if need be.
-
-        What such a file leaves out (configs, tokenizers) comes from the hub, or from a folder beside the file that
-        is named like it.
+        """The converted folder, which is made if it does not exist. Configs and tokenizers, which such a file does
+        not have, come from the hub, or from a folder of the same name beside the file.
 
         Raises:
-            UserError: it is no such model, what it leaves out is nowhere, or the disk is full.
+            UserError: it is no such model, configs or tokenizers are missing, or the disk is full.
         """
         if self.converted:
             return self.folder
@@ -85,7 +83,7 @@ class SingleFile:
             with disk_errors(self.folder.parent):
                 try:
                     pipeline.save_pretrained(part, safe_serialization=True)
-                except SafetensorError as error:  # what a full disk is to that library
+                except SafetensorError as error:  # the library's error for a full disk
                     raise UserError(
                         f"{self.folder.parent} cannot be written ({first_line(error)}): free some space, or set "
                         "CARV3D_CACHE to another folder"
