@@ -21,7 +21,7 @@ if TYPE_CHECKING:
 
 
 def __getattr__(name: str) -> Any:
-    # The command line answers --help without waiting for torch.
+    # Imported lazily, so that `carv3d --help` does not import torch.
     if name == "Carv":
         from carv3d.loss import Carv
 

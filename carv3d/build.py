@@ -1,4 +1,4 @@
-"""From a config to the things it describes. Each section builds its own component."""
+"""Building the components of a config. Each section builds its own component."""
 
 from __future__ import annotations
 
@@ -40,7 +40,7 @@ def device(config: CommonConfig) -> torch.device:
 
 
 def teacher(config: CommonConfig, device: torch.device) -> Teacher:
-    """The frozen model that the run learns from."""
+    """The teacher."""
     found: Teacher = config.teacher.build(_context(config, device))
     wanted = ("schedule", "branches", "predict", "encode", "decode", "condition", "image_size")
     if missing := [name for name in wanted if not hasattr(found, name)]:
@@ -49,22 +49,22 @@ def teacher(config: CommonConfig, device: torch.device) -> Teacher:
 
 
 def scene(config: Config, rng: torch.Generator, *, fresh: bool = True) -> Scene:
-    """A freshly initialised scene, on the generator's device.
+    """The scene at its start, on the generator's device.
 
     Args:
-        config: what it is.
-        rng: draws its start.
-        fresh: False if a checkpoint's scene will be loaded into it: then no file that a run starts from is read.
+        config: of the run.
+        rng: generator of the start.
+        fresh: False if a checkpoint will be loaded into the scene; then it reads no file to start from.
 
     Raises:
-        UserError: the point cloud to start from will not do.
+        UserError: the point cloud to start from cannot be used.
     """
     found: Scene = _of_kind("scene", config.scene, Scene, Context(config, rng.device, rng, fresh))
     return found
 
 
 def renderer(config: Config, device: torch.device) -> Renderer[Any]:
-    """The renderer of the config's kind of scene; a volume renderer's occupancy is not yet looked at.
+    """The renderer of the config's scene; a volume renderer's occupancy is not yet refreshed.
 
     Raises:
         UserError: the config asks for a backend that does not work here.
@@ -83,7 +83,7 @@ def carv(config: Config, teacher: Teacher) -> Carv:
     """The estimator's loss.
 
     Raises:
-        UserError: the teacher cannot serve the objective.
+        UserError: the objective cannot use the teacher.
     """
     section = config.guidance
     objective: Any = section.objective
@@ -91,7 +91,7 @@ def carv(config: Config, teacher: Teacher) -> Carv:
     guidance = guidance_of(section.scale, perp_neg=perp_neg)
     return Carv(
         teacher,
-        objective=replace(objective),  # the config's own stays without networks
+        objective=replace(objective),  # a copy, so that the config has no networks
         guidance=guidance if "uncond" in teacher.branches else Unguided(),
         resamples=GuidanceConfig.resamples if section.resamples == "auto" else section.resamples,  # type: ignore[arg-type]
         proposal=section.proposal,
@@ -118,7 +118,7 @@ def check(config: Config, teacher: Teacher, rng: torch.Generator) -> None:
             drawn(made, cameras, training=False)
     except UserError:
         raise
-    except Exception as error:  # of a plug-in, which can raise anything
+    except Exception as error:  # a plug-in can raise any error
         said = " ".join(str(error).split())[:160]
         raise UserError(
             f"renderer.type={config.renderer.type} cannot draw scene.type={config.scene.type} from the cameras of "

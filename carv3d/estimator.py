@@ -1,4 +1,4 @@
-"""Algorithm 1 of CARV (arXiv 2605.21489): one render's latents in, one averaged residual out.
+"""Algorithm 1 of CARV (arXiv 2605.21489): from a render's latents to its averaged residual.
 
     for each render r = 1..R:                                  z_r is rendered and encoded once
         for b = 1..K:   u_b = (b - 1 + xi_b) / K,  xi_b ~ U[0, 1)
@@ -53,10 +53,11 @@ class Estimate:
         return self.norm.sum() ** 2 / self.norm.square().sum()
 
     def noise_share(self) -> Tensor:
-        """How much of |fbar|^2 is noise of the draws, 0 to 1, judged as if the K draws of a render were independent.
+        """The share of |fbar|^2 that is noise of the draws, 0 to 1, computed as if the K draws of a render were
+        independent.
 
         Then `E |fbar|^2 = |E fbar|^2 + V / K` and `mean_k E |f_k|^2 = |E fbar|^2 + V`, which gives V. Coupled and
-        stratified draws have less noise than this says. nan for K = 1.
+        stratified draws have less noise than this. nan for K = 1.
         """
         K = self.norm.shape[1]
         single = self.norm.double().square().mean()

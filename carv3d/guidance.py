@@ -1,8 +1,7 @@
 """From raw predictions to one: classifier-free guidance, Perp-Neg, or none. N draws, B negatives.
 
 A score model predicts the noise under several conditions, its *branches*: "uncond" (the negative prompt, or no text),
-"cond" (the prompt) and "negatives" (Perp-Neg's other views). A guidance says which it needs and makes one prediction
-of them. The objects are those that diffusers calls guiders; these have no state and no schedule of their own.
+"cond" (the prompt) and "negatives" (Perp-Neg's other views). A guidance names the branches that it needs and combines them to one prediction. diffusers calls such objects guiders; these have no state and no schedule.
 """
 
 from __future__ import annotations
@@ -18,10 +17,10 @@ Branch = Literal["uncond", "cond", "negatives"]
 
 
 class Guidance(Protocol):
-    """How branches become one prediction.
+    """Combines the predictions of branches to one.
 
     Attributes:
-        branches: what it needs of a score model, "cond" among them.
+        branches: the needed ones; "cond" is always one.
     """
 
     @property
@@ -30,7 +29,7 @@ class Guidance(Protocol):
         ...
 
     def __call__(self, raw: Mapping[Branch, Tensor], condition: Any) -> Tensor:
-        """One prediction (N, ...) of raw ones, (N, ...) each and (N, B, ...) of negatives.
+        """Combine raw predictions, (N, ...) each and (N, B, ...) for negatives, to one (N, ...).
 
         Args:
             raw: by branch.
@@ -68,7 +67,8 @@ class ClassifierFree:
 
 @dataclass(frozen=True)
 class PerpNeg:
-    """Perp-Neg (Armandpour et al., arXiv 2304.04968, algorithm 1): of every negative, what is perpendicular to cond.
+    """Perp-Neg (Armandpour et al., arXiv 2304.04968, algorithm 1): the part of every negative that is perpendicular
+    to cond.
 
     `uncond + scale (d + sum_b weights_b perpendicular(negatives_b - uncond, d))` with `d = cond - uncond`. A negative
     that is the unconditional prediction itself changes nothing. The weights (N, B), at most 0, are `condition.weights`.

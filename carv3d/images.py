@@ -41,7 +41,7 @@ def encode_png(image: Tensor) -> bytes:
 
 
 def write_png(image: Tensor, path: Path) -> None:
-    """(3, H, W) in [0, 1]; the file is there whole or not at all.
+    """Write (3, H, W) in [0, 1] as a PNG file.
 
     Raises:
         UserError: the disk is full, or may not be written to.
@@ -50,7 +50,7 @@ def write_png(image: Tensor, path: Path) -> None:
 
 
 def read_png(path: Path) -> Tensor:
-    """(3, H, W) in [0, 1] of a file of 8 bits a colour; what is transparent is on white.
+    """Read (3, H, W) in [0, 1] from a file with 8 bits a colour; transparent parts become white.
 
     Raises:
         UserError: no such picture, or one of another kind.
@@ -66,9 +66,8 @@ def read_png(path: Path) -> Tensor:
 
 
 def write_video(frames: Tensor, path: Path, fps: int) -> None:
-    """(N, 3, H, W) in [0, 1] as H.264 in an .mp4 that browsers play; the file is there whole or not at all.
-
-    The encoder would resize frames whose sides are not multiples of 16 without a word: they are padded with white.
+    """Write (N, 3, H, W) in [0, 1] as H.264 in an .mp4 file that browsers play. Frames are padded with white to
+    multiples of 16, because the encoder would resize others silently.
 
     Raises:
         UserError: the disk is full, or may not be written to.
@@ -76,8 +75,8 @@ def write_video(frames: Tensor, path: Path, fps: int) -> None:
     height, width = frames.shape[-2:]
     frames = torch.nn.functional.pad(frames, (0, -width % 16, 0, -height % 16), value=1.0)
     options: dict[str, Any] = {"fps": fps, "codec": "libx264", "quality": 8, "macro_block_size": 16}
-    # The encoder is a program of its own, which answers a full disk with a broken pipe: it works in the system's
-    # folder for temporary files, and the result is copied.
+    # The encoder is a separate program, which ends with a broken pipe on a full disk. So it writes to the system's
+    # temporary folder, and the result is copied.
     with tempfile.TemporaryDirectory() as folder:
         finished = Path(folder) / "video.mp4"
         try:

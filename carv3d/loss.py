@@ -38,14 +38,14 @@ TimestepRange = tuple[float, float] | tuple[int, int]
 
 
 class Carv:
-    """Score distillation with K resamples a render.
+    """The loss of score distillation, with K resamples a render.
 
     Draws are a function of (seed, step, render) unless a call brings its own or a generator: a resumed run repeats
     them, and processes that share a step draw different ones.
 
     Attributes:
-        model, objective, guidance: what the residual is made of.
-        step: of the next call that names none; calls count it up.
+        model, objective, guidance: the parts of the residual.
+        step: of the next call without a step; each call increments it.
         w: (T,) float64 on the CPU, w(t).
         p: (T,) float64 on the CPU, the target pmf over timesteps: uniform on `t_range`.
         proposal: q, on the model's device.
@@ -73,7 +73,7 @@ class Carv:
 
         Args:
             model: see `carv3d.teachers.ScoreModel`; of a diffusers pipeline: `carv3d.from_pipeline(pipe)`.
-            objective: what is distilled: "sds", "csd", "vsd", the name of a plug-in, or an object.
+            objective: "sds", "csd", "vsd", the name of a plug-in, or an object.
             guidance: the scale of classifier-free guidance, `uncond + scale (cond - uncond)`; or an object, see
                 `carv3d.guidance`. A model without an unconditional prediction is not guided by a scale.
             resamples: K, at least 1. K = 1 with the uniform proposal is the plain objective.
@@ -97,7 +97,7 @@ class Carv:
         _check_whole("chunk", chunk, 0)
         _check_whole("seed", seed, 0)
         check_choice("strata", strata, get_args(Strata))
-        # Called once here, so that a plug-in's coupling that gives something else is refused before the first step.
+        # Called once here, so that a wrong coupling of a plug-in is refused before the first step.
         coupled(
             1, int(resamples), (max(64, int(resamples)),), torch.Generator().manual_seed(0), torch.float32, coupling
         )
@@ -155,7 +155,7 @@ class Carv:
             rng, draws, step, first: see `draw`.
 
         Returns:
-            A scalar to call `backward` on, see `surrogate`, and what was drawn.
+            A scalar with a graph, see `surrogate`, and the estimate.
 
         Raises:
             ValueError: latents without a graph, or shapes and devices that do not fit.
@@ -186,7 +186,7 @@ class Carv:
             rng: draws from it. Without it the draws are a function of (seed, step, render).
             step: of the run; by default the calls so far.
             first: index of the first of these renders in the step. By default 0, or R times the rank where
-                torch.distributed is initialised, so that ranks with renders of their own draw different noises.
+                torch.distributed is initialised, so that ranks with different renders draw different noises.
             of: renders in the whole step; by default R times the number of ranks. Used by strata="global".
         """
         R = len(latents)
@@ -212,7 +212,7 @@ class Carv:
         step: int | None = None,
         first: int | None = None,
     ) -> Estimate:
-        """The estimate alone, unchecked for finiteness and without waiting for the device.
+        """The estimate, without a check for finite values and without waiting for the device.
 
         Args:
             latents: (R, C, h, w), with or without a graph.
@@ -237,7 +237,7 @@ class Carv:
     def update(
         self, latents: Tensor, condition: Any, rng: torch.Generator | None = None, *, step: int | None = None
     ) -> dict[str, Tensor]:
-        """Train what the objective has of its own, after the optimiser's step; nothing for SDS and CSD.
+        """Train the objective's own parameters, after the optimiser's step; SDS and CSD have none.
 
         Args:
             latents: (R, C, h, w) of the step.
@@ -255,7 +255,7 @@ class Carv:
 
     @contextmanager
     def kept(self) -> Iterator[None]:
-        """Restores at the end what the objective trains: for steps that are only timed."""
+        """Restores the objective's parameters at the end, for steps that are only timed."""
         state = {name: tensor.clone() for name, tensor in self.objective.state_dict().items()}
         try:
             yield
@@ -296,7 +296,7 @@ def surrogate(z: Tensor, fbar: Tensor, clip: float | None = None) -> Tensor:
     """A scalar whose value is `1/2 |fbar|^2 / R` and whose gradient is `fbar / R`, the estimate of Algorithm 1.
 
     The value is that of the usual `1/2 mse(z, (z - fbar).detach())`, summed; but in half precision that form loses
-    small gradients to rounding, and this one does not.
+    small gradients by rounding, and this form does not.
 
     Args:
         z: (R, ...) latents with a graph.

@@ -1,12 +1,12 @@
-"""Components by name: carv3d's own, those of other packages, and anything importable as `package.Name`.
+"""The registry of components: carv3d's own, those of other packages, and all that can be imported as `package.Name`.
 
 A package announces components by entry points of the group `carv3d.<kind>`, in its pyproject.toml for instance
 
     [project.entry-points."carv3d.scene"]
     spheres = "mypackage.spheres:Spheres"
 
-Without an entry point the full name does: `scene.type=mypackage.spheres.Spheres`. Nothing is imported before it is
-asked for. This file imports no torch.
+Without an entry point use the full name: `scene.type=mypackage.spheres.Spheres`. A component is imported when it is
+needed. This file imports no torch.
 """
 
 from __future__ import annotations
@@ -95,7 +95,7 @@ def find(kind: str, name: str) -> Any:
 
 
 def unknown(kind: str, name: object) -> str:
-    """The message about a name that is not there, with a suggestion."""
+    """The message about an unknown name, with a suggestion."""
     near = difflib.get_close_matches(str(name), names(kind), 1)
     hint = f"did you mean {near[0]!r}? " if near else ""
     return f"unknown {kind} {name!r}; {hint}known are {', '.join(names(kind))}, and package.Name of a plug-in"
@@ -120,7 +120,7 @@ def is_function(kind: str, name: str) -> tuple[bool, str]:
 
 
 def load(place: str) -> Any:
-    """What stands at `module:attribute` or `module.attribute`."""
+    """The object at `module:attribute` or `module.attribute`."""
     module, colon, attribute = place.partition(":")
     if not colon:
         module, _, attribute = place.rpartition(".")
@@ -130,7 +130,7 @@ def load(place: str) -> Any:
 def _imported(kind: str, name: str, origin: str, place: str) -> Any:
     try:
         return load(place)
-    except Exception as error:  # a plug-in's import can raise anything
+    except Exception as error:  # the import of a plug-in can raise any error
         reason = " ".join(str(error).split()) or "no message"
         hint = ""
         if isinstance(error, ModuleNotFoundError) and error.name == place.partition(".")[0]:

@@ -1,4 +1,4 @@
-"""Where the K resamples of a render come from: timestep proposals, strata, weights, coupled noise.
+"""The draws of the K resamples: proposals of timesteps, strata, weights, couplings of the noises.
 
 Symbols (paper, section 3): `p` the target pmf over timesteps, `q` the proposal, `w` the SDS weight, `u` the
 stratified uniforms, `t` a timestep, `R` renders, `K` resamples. Everything is a pure function of a
@@ -39,7 +39,7 @@ def check_choice(what: str, value: object, choices: tuple[str, ...]) -> None:
 def sds_weight(alpha: Tensor, sigma: Tensor, kind: Weighting) -> Tensor:
     """w_SDS(t) of the weightings in use, (T,) float64, for noise schedules alpha_t, sigma_t (T,).
 
-    "sds" is `sigma_t^2` (DreamFusion, as threestudio has it), "uniform" is 1, "fantasia3d" is
+    "sds" is `sigma_t^2` (DreamFusion, as in threestudio), "uniform" is 1, "fantasia3d" is
     `alpha_t sigma_t^2` (Fantasia3D, arXiv 2303.13873). "velocity" is `1 / alpha_t`: for flow matching, whose noise
     residual is alpha_t times that of the velocity `eps - z`, it gives the velocity's residual weight 1 (Yang et al.,
     "Text-to-Image Rectified Flow as Plug-and-Play Priors", arXiv 2406.03293); 0 where alpha_t is 0.
@@ -150,7 +150,7 @@ def stratified_uniforms(renders: int, resamples: int, strata: Strata, rng: torch
 
     "none": independent. "render": `u_b = (b - 1 + xi_b) / K` within each render (Algorithm 1, line 3).
     "global": one draw in each of the R K strata of the batch, and one in each of the K strata of every
-    render; which render gets which fine stratum is random, so that every render alone stays unbiased.
+    render; the assignment of fine strata to renders is random, so that every render alone is unbiased.
 
     Raises:
         ValueError: unknown strata.
@@ -179,7 +179,7 @@ def noise(
 ) -> Tensor:
     """eps (R, K, *shape), each marginally N(0, I) and independent of all t, on the generator's device.
 
-    The residual's noise is mostly odd in eps, so that opposite draws cancel it; the mean does not change.
+    The residual is mostly odd in eps, so that its noise cancels between opposite draws; the mean does not change.
 
     Args:
         renders, resamples, shape: R, K and the latents' shape.
@@ -188,7 +188,7 @@ def noise(
         coupling: how the K noises of a render depend on each other, by name.
 
     Raises:
-        UserError: an unknown coupling, or one that gives no noises of this shape.
+        UserError: an unknown coupling, or one that returns another shape.
     """
 
     def normals(count: int) -> Tensor:

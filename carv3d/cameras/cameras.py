@@ -83,7 +83,7 @@ class Cameras:
         )
 
     def ring(self, count: int) -> Cameras:
-        """R * count cameras: each with count - 1 others at its height, evenly around the object, one after another."""
+        """R * count cameras: each camera followed by count - 1 others at its height, evenly around the object."""
         turn = torch.arange(count, device=self.azimuth.device) * (360.0 / count)
         rotation = torch.zeros(count, 4, 4, dtype=self.c2w.dtype, device=self.c2w.device)
         rotation[:, 0, 0] = rotation[:, 1, 1] = turn.deg2rad().cos()

@@ -47,7 +47,7 @@ class CameraConfig:
         return SequenceSampler(self, context.config.seed) if self.order == "sequence" else CameraSampler(self)
 
     def independent(self) -> CameraConfig:
-        """The same distribution of each camera, with independent cameras, as plain methods have."""
+        """The same distribution of each camera, with independent cameras."""
         return replace(self, order="independent")
 
     def rules(self, prefix: str) -> Iterator[Rule]:

@@ -29,7 +29,7 @@ def _within(low_high: Sequence[float], share: Tensor) -> Tensor:
 
 
 # 1 / g and 1 / g^2 with g the real root of g^3 = g + 1: the R2 sequence (Roberts, 2018), which fills a square evenly
-# whatever number of its points one takes.
+# for any number of points.
 _R2 = (0.7548776662466927, 0.5698402909980532)
 
 
@@ -40,7 +40,7 @@ def sequence_points(first: int, count: int, offset: Tensor) -> Tensor:
 
 
 class Sampler(ABC):
-    """Where training renders are taken from. A plug-in has `sample`, and sets the image size.
+    """A sampler of training cameras. A plug-in implements `sample`, and sets the image size.
 
     Attributes:
         height, width: image size in pixels.
@@ -68,7 +68,7 @@ class Sampler(ABC):
         return self.sample(count, generator)
 
     def of_other_run(self, count: int, generator: torch.Generator) -> Cameras:
-        """Cameras with the distribution of one step's, independent of the run's own."""
+        """Cameras with the distribution of those of one step, independent of the run's cameras."""
         return self.sample(count, generator)
 
     def table(self, rows: int, columns: int, generator: torch.Generator) -> Cameras | None:

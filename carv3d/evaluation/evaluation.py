@@ -1,4 +1,6 @@
-"""How good a run's object is: against the true object in the built-in world, and by CLIP anywhere."""
+"""The quality of a run's object: similarity to the true object in the built-in world, and CLIP scores for any
+prompt.
+"""
 
 from __future__ import annotations
 
@@ -20,24 +22,24 @@ from carv3d.renderers.mesh import render_mesh
 from carv3d.runs import Run
 from carv3d.shapes import ALL_THINGS, Gallery, Thing, parse
 
-# Angles between those of the previews; training cameras are random, so every fixed camera is held out.
+# Angles between those of the previews. Training cameras are random, so that fixed cameras are held out.
 _AZIMUTHS = [10.0, 100.0, -170.0, -80.0, 55.0, 145.0, -125.0, -35.0, 30.0, 120.0, -150.0, -60.0]
 _ELEVATIONS = [0.0, 0.0, 0.0, 0.0, 20.0, 20.0, 20.0, 20.0, 45.0, 45.0, 70.0, 70.0]
 
 
 def held_out_cameras(size: int = 64) -> Cameras:
-    """The twelve cameras that objects are judged from."""
+    """The twelve cameras of evaluation."""
     return Cameras.look_at_origin(torch.tensor(_AZIMUTHS), torch.tensor(_ELEVATIONS), height=size, width=size)
 
 
 @dataclass(frozen=True)
 class Score:
-    """How near an object's pictures are to the true ones.
+    """The similarity of an object's pictures to the true ones.
 
     Attributes:
         psnr: dB, over all pixels of all views, rgb on white.
         iou: mean over the views of the intersection over union of the silhouettes (opacity > 1/2).
-        retrieval_rank: where the true object stands among all objects of the world, nearest first; 1 is right.
+        retrieval_rank: the rank of the true object among all objects of the world, nearest first; 1 is right.
     """
 
     psnr: float
@@ -46,10 +48,10 @@ class Score:
 
 
 class Judge:
-    """Holds the true pictures of every object of the world from `held_out_cameras`."""
+    """Compares pictures with the true pictures of every object of the world, from `held_out_cameras`."""
 
     def __init__(self, size: int = 64) -> None:
-        """Render the world; takes seconds, so keep the judge."""
+        """Render all objects, which takes seconds."""
         self.cameras = held_out_cameras(size)
         self._gallery = Gallery(self.cameras)
 
@@ -64,7 +66,7 @@ class Judge:
         return Score(*self.fidelity(thing, rgb, opacity), rank)
 
     def fidelity(self, thing: Thing, rgb: Tensor, opacity: Tensor) -> tuple[float, float]:
-        """PSNR and IoU alone, which are found at once: see `Score`."""
+        """PSNR and IoU, which are fast to compute: see `Score`."""
         true_rgb, true_opacity = self.truth(thing)
         error = max((true_rgb - rgb).square().mean().item(), 1e-10)
         return -10 * torch.tensor(error).log10().item(), silhouette_iou(opacity, true_opacity)
@@ -78,12 +80,12 @@ def silhouette_iou(opacity: Tensor, truth: Tensor) -> float:
 
 
 def evaluate_run(run: Run, clip: Clip | None = None, others: Sequence[str] = ()) -> dict[str, Any]:
-    """Everything `carv3d evaluate` reports: the scene and the exported mesh, by what there is to judge them by.
+    """The figures of `carv3d evaluate`: of the scene and of the exported mesh, by the available measures.
 
     Args:
         run: with a checkpoint.
-        clip: judges how pictures fit the prompt; None for not at all.
-        others: prompts that the run's own is told from, see `carv3d.evaluation.clip.Alignment`.
+        clip: computes CLIP scores; None for none. others: prompts that the run's prompt must be distinguished from,
+            see `carv3d.evaluation.clip.Alignment`.
 
     Raises:
         UserError: there is no checkpoint; or neither a true object nor a CLIP model.

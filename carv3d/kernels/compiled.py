@@ -1,4 +1,4 @@
-"""CUDA kernels that other packages build on the machine that runs them: built and tried before a run relies on them."""
+"""CUDA kernels that other packages compile on this machine. They are built and tried before a run uses them."""
 
 from __future__ import annotations
 
@@ -26,7 +26,7 @@ def unusable(package: str, device: torch.device, trial: Callable[[], object], fl
     """Why a package's kernels cannot be used on a device, in one line; None if they can.
 
     The kernels must lie in `<package>.cuda._backend._C` and be built when that is imported, as those of gsplat
-    and nerfacc are. On another device than CUDA nothing is imported: an import that fails spoils later ones.
+    and nerfacc are. On other devices than CUDA nothing is imported, because a failed import affects later ones.
 
     Args:
         package: its name.
@@ -40,7 +40,7 @@ def unusable(package: str, device: torch.device, trial: Callable[[], object], fl
         return f"{package} needs a CUDA device"
     stage = "build"
     try:
-        # What a package says while it builds is no part of our output.
+        # The output of a build does not belong to stdout.
         with _alone(package), _nvcc(flags), redirect_stdout(sys.stderr):
             kernels = importlib.import_module(f"{package}.cuda._backend")._C
         if kernels is None:
@@ -48,17 +48,17 @@ def unusable(package: str, device: torch.device, trial: Callable[[], object], fl
         stage = "run"
         trial()
         torch.cuda.synchronize(device)
-    except Exception as error:  # a compiler's or loader's failure has no type of its own
+    except Exception as error:  # errors of compilers and loaders have no common type
         return failure(package, stage, error)
     return None
 
 
 def failure(name: str, stage: str, error: Exception) -> str:
-    """One line on an error, and where all of it is kept: a compiler says pages.
+    """One line about an error, and the file with its full text, because compilers print pages.
 
     Args:
         name: of the kernels.
-        stage: what they do not: "build" or "run".
+        stage: that failed: "build" or "run".
         error: what was raised.
     """
     path = cache_folder() / "kernels" / f"{name.replace(' ', '_')}.log"
@@ -67,13 +67,13 @@ def failure(name: str, stage: str, error: Exception) -> str:
         path.parent.mkdir(parents=True, exist_ok=True)
         versions = f"torch {torch.__version__}, CUDA {torch.version.cuda}\n\n"
         replace_file(path, (versions + "".join(traceback.format_exception(error))).encode())
-    except (OSError, UserError):  # no place for a log is no reason to stop
+    except (OSError, UserError):  # the log is not essential
         return line
     return f"{line}; the whole output is in {path}"
 
 
 def _reason(error: Exception) -> str:
-    """The first line in which a compiler names an error, else the first line."""
+    """The first line with an error of the compiler, else the first line."""
     lines = [" ".join(line.split()) for line in str(error).splitlines() if line.strip()]
     named = [line for line in lines if re.search(r"\berror ?:", line, re.IGNORECASE)]
     return ([*named, *lines, type(error).__name__])[0][:200]
@@ -95,10 +95,9 @@ def _nvcc(flags: str) -> Iterator[None]:
 
 @contextmanager
 def _alone(package: str) -> Iterator[None]:
-    """One process builds at a time, and a build that was killed does not make this one wait for ever.
-
-    torch marks a build by a file named `lock`, which a killed process leaves behind and the next waits for. Ours is
-    one that the system lets go of; who holds it may clear torch's away.
+    """One process builds at a time, and does not wait for a killed build. torch marks a build by a file named `lock`;
+    a killed process leaves this file, and the next process would wait for it. The system releases the lock here when
+    its process ends, so that the owner may remove torch's file.
     """
     from torch.utils.cpp_extension import _get_build_directory
 

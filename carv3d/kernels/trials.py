@@ -1,4 +1,4 @@
-"""What can draw a scene on this machine: every backend is tried, and timed where it runs."""
+"""Trials of the rendering backends on this machine, with times."""
 
 from __future__ import annotations
 
@@ -22,9 +22,8 @@ _ROUNDS = 3
 
 @dataclass(frozen=True)
 class Trial:
-    """Of one backend: its name, whether it does what it should, and what was found, in one line.
-
-    Whether something optional is there does not matter for `ok`; that the torch renderers run does.
+    """The trial of a backend: its name, whether it is all right, and the finding in one line. An optional backend
+    that is missing is all right; torch must run.
     """
 
     name: str
@@ -34,7 +33,7 @@ class Trial:
 
 @dataclass(frozen=True)
 class _Work:
-    """Something that torch does on any device: its name, what is done, and what makes it ready to be done."""
+    """Work that torch does on any device: its name, a description, and a function that prepares it."""
 
     name: str
     what: str
@@ -42,9 +41,8 @@ class _Work:
 
 
 def examine() -> list[Trial]:
-    """Try every backend on the device that runs go to; takes a few seconds, and minutes where kernels are built.
-
-    Of what takes torch's place: whether it is installed, builds and runs, and its time over torch's.
+    """Try every backend on the device of runs. It takes seconds, or minutes where kernels are built. For the
+    alternatives to torch: whether they are installed, build and run, and their time over torch's.
     """
     device = torch.device("cuda" if torch.cuda.is_available() else "cpu")
     picture = f"{_SIZE} x {_SIZE}, forward and backward"
@@ -67,7 +65,7 @@ def _compared(
     ready: Callable[[], Callable[[], None]],
     device: torch.device,
 ) -> tuple[Trial, Trial]:
-    """The trial of torch, and that of `name`, which takes its place where `package` is and works."""
+    """The trial of torch, and that of its alternative `name`, which needs `package`."""
     reference = _seconds(work.ready, device)
     if isinstance(reference, str):
         first = Trial(work.name, False, reference)
@@ -109,7 +107,7 @@ def _encoding(device: torch.device, *, fused: bool) -> Callable[[], None]:
 
 
 def _seconds(ready: Callable[[], Callable[[], None]], device: torch.device) -> float | str:
-    """The best time of a few; or that it fails, in one line."""
+    """The best of a few times; or the failure in one line."""
     seconds = []
     try:
         once = ready()
@@ -117,7 +115,7 @@ def _seconds(ready: Callable[[], Callable[[], None]], device: torch.device) -> f
             started = _now(device)
             once()
             seconds.append(_now(device) - started)
-    except Exception as error:  # whatever it is, it is what the user must see
+    except Exception as error:  # the user must see any error
         return "fails: " + " ".join(str(error).split())[:200]
     return min(seconds)
 

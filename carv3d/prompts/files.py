@@ -1,4 +1,4 @@
-"""Prompt files: one prompt a line. And prompts that are looked up in one: `lib:fox`."""
+"""Prompt files with one prompt a line, and prompts that are looked up in such a file: `lib:fox`."""
 
 from __future__ import annotations
 
@@ -34,7 +34,7 @@ def find_prompts(name: str) -> Path:
 
 
 def read_prompts(path: Path) -> list[str]:
-    """The prompts of a file, in its order, white space made single.
+    """The prompts of a file, in its order, with single spaces.
 
     Blank lines and lines that start with # are skipped.
 
@@ -61,7 +61,8 @@ def read_prompts(path: Path) -> list[str]:
 
 
 def look_up(prompt: str, library: str = LIBRARY) -> str:
-    """The prompt that `lib:WORDS` stands for, the only one of a library that has all the words; others as they are.
+    """The prompt that `lib:WORDS` stands for: the only one of a library with all the words. Other prompts are
+    returned unchanged.
 
     Args:
         prompt: with or without "lib:".

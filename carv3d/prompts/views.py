@@ -1,8 +1,8 @@
-"""View-dependent prompts: the same words for every camera, plus where the camera stands.
+"""View-dependent prompts: the prompt, and words for the view of each camera.
 
-Poole et al., "DreamFusion" (arXiv 2209.14988), section 3.2, add such words to help a teacher that cannot be
-told the camera. Perp-Neg (Armandpour et al., arXiv 2304.04968) goes on from there: words of neighbouring views are
-mixed, and what a view must not look like is subtracted.
+Poole et al., "DreamFusion" (arXiv 2209.14988), section 3.2, add such words for teachers without camera input.
+Perp-Neg (Armandpour et al., arXiv 2304.04968) mixes the embeddings of neighbouring views, and subtracts those of
+other views.
 """
 
 from __future__ import annotations
@@ -16,7 +16,7 @@ VIEWS = ("front view", "side view", "back view", "overhead view")
 _FRONT, _SIDE, _BACK, _OVERHEAD = range(len(VIEWS))
 
 # (a, b, c) of a negative's weight `-(a exp(-b r) + c)`, where r is the share of the nearer of the two mixed views.
-# Functional form from Perp-Neg's section 4.2, numbers as threestudio has them by default.
+# Functional form from Perp-Neg's section 4.2, numbers as in threestudio's defaults.
 _FRONT_OF_FRONT_SIDE = (4.0, 0.5, -2.426)
 _SIDE_OF_FRONT_SIDE = (4.0, 0.5, -2.426)
 _SIDE_OF_SIDE_BACK = (1.0, 0.5, -0.606)
@@ -40,7 +40,7 @@ class ViewPrompts(ViewsConfig):
         return view
 
     def shares(self, azimuth: Tensor, elevation: Tensor) -> tuple[Tensor, Tensor, Tensor]:
-        """What each camera (R,) is told, as shares of the words of `VIEWS`.
+        """The mixture of `VIEWS` for each camera (R,).
 
         Returns:
             (R, 4) of the prompt; (R, B, 4) of the negatives; (R, B) their weights. B is 2 with Perp-Neg, else 0.

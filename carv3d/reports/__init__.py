@@ -1,4 +1,4 @@
-"""What measurements leave for people: plots, and pages that are one file each."""
+"""Reports: plots, and HTML pages that are one file each."""
 
 from carv3d.reports.page import Page, Section, Table
 from carv3d.reports.plots import PALETTE, png, subplots, svg

@@ -21,7 +21,7 @@ _SIDE = 96  # pixels of a picture on the page
 
 
 def lead(found: Attributed) -> str:
-    """What was found, in a sentence or two."""
+    """The finding in one or two sentences."""
     count, k = len(found.queries.names), found.top.shape[1]
     text = f"{count} {'query' if count == 1 else 'queries'} compared with {found.items.source}."
     share = found.class_share

@@ -1,4 +1,4 @@
-"""The page of a comparison: what was found, curves, tables, pictures and films."""
+"""The page of a comparison: finding, curves, tables, pictures and turntables."""
 
 from __future__ import annotations
 
@@ -18,7 +18,7 @@ from carv3d.reports.page import Page, Table, colophon
 from carv3d.reports.plots import PALETTE, subplots, svg
 from carv3d.shapes import parse, reference
 
-_FILMS = 6  # prompts whose turntables are in the page, which holds everything itself
+_FILMS = 6  # prompts with turntables in the page, which embeds all files
 _TIME, _CALLS = "training time, s", "teacher calls, thousands"
 
 
@@ -28,7 +28,7 @@ def write_page(comparison: Comparison, path: Path, command: str) -> None:
     Args:
         comparison: finished.
         path: of the page.
-        command: line that made it.
+        command: the command line, for the last line of the page.
 
     Raises:
         UserError: the disk is full, or may not be written to.
@@ -45,7 +45,7 @@ def write_page(comparison: Comparison, path: Path, command: str) -> None:
 
 
 def lead(comparison: Comparison) -> str:
-    """The finding in words, in whichever direction it points."""
+    """The finding in words, also if the method is not better."""
     plan, baseline = comparison.plan, comparison.plan.methods[0]
     last = plan.methods[-1]
     budget = f"time ({_three(last.seconds)} s" if plan.equal == "time" else f"teacher calls ({last.calls:,}"
@@ -258,7 +258,7 @@ def _count(number: int, what: str) -> str:
 
 
 def _digits(found: Estimate, default: int, most: int) -> int:
-    """Decimals that mean something: to the second figure of the interval's half width."""
+    """Significant decimals: to the second figure of the interval's half width."""
     if found.low is None or found.high is None or found.high <= found.low:
         return default
     return min(most, max(0, 1 - math.floor(math.log10((found.high - found.low) / 2))))

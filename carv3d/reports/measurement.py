@@ -30,7 +30,7 @@ def terminal_table(report: NoiseReport) -> RichTable:
 
 
 def lead(report: NoiseReport) -> str:
-    """What was found, in two or three sentences."""
+    """The finding in two or three sentences."""
     best = report.recommended
     setting, interval = f"{best.method}, R = {best.R}, K = {best.K}", f"{best.ecm_low:.2f} to {best.ecm_high:.2f}"
     if best.ecm_low > 1:

@@ -1,4 +1,4 @@
-"""HTML pages that are one file each: styles, plots, pictures and films inside."""
+"""HTML pages that are one file each, with styles, plots, pictures and videos inside."""
 
 from __future__ import annotations
 
@@ -18,12 +18,11 @@ _TYPES = {".png": "image/png", ".jpg": "image/jpeg", ".mp4": "video/mp4"}
 
 @dataclass(frozen=True)
 class Table:
-    """A table of texts and figures. Numbers are given as texts: the writer knows how many digits mean something.
+    """A table of texts and figures. Numbers are given as texts, with their significant digits.
 
     Attributes:
         head: the columns' names.
-        rows: as many cells each.
-        strong: indices of rows that stand out.
+        rows: a cell for each column. strong: indices of emphasised rows.
     """
 
     head: Sequence[str]
@@ -54,7 +53,7 @@ class Section:
         return self
 
     def media(self, rows: Sequence[Sequence[tuple[str, bytes | Path]]], caption: str = "") -> Section:
-        """Add a grid of pictures or films, each (label, PNG bytes or file)."""
+        """Add a grid of pictures or videos, each (label, PNG bytes or file)."""
         grid = [[(label, *_embed(source)) for label, source in row] for row in rows]
         self.items.append(("media", grid, caption))
         return self
@@ -62,7 +61,7 @@ class Section:
 
 @dataclass
 class Page:
-    """A page: title, a first paragraph that says what was found, and sections."""
+    """A page: title, a first paragraph with the finding, and sections."""
 
     title: str
     lead: str
@@ -75,7 +74,7 @@ class Page:
         return self.sections[-1]
 
     def write(self, path: Path) -> None:
-        """Write the page, whole or not at all.
+        """Write the page.
 
         Raises:
             UserError: the disk is full, or may not be written to.
@@ -94,7 +93,7 @@ def colophon(environment: dict[str, Any], *more: str) -> str:
 
     Args:
         environment: see `carv3d.runs.environment`.
-        more: what else there is to say of the machine.
+        more: further text about the machine.
     """
     found = environment
     device = found["cpu"] if found["device"] == "cpu" else f"{found['device']}, {found['cpu']}"

@@ -1,4 +1,4 @@
-"""Plots in one look, without any global state of matplotlib."""
+"""Plots in one style, without global state of matplotlib."""
 
 from __future__ import annotations
 
@@ -11,7 +11,7 @@ from matplotlib.axes import Axes
 from matplotlib.backends.backend_agg import FigureCanvasAgg
 from matplotlib.figure import Figure
 
-# Okabe and Ito's colours: told apart by people with any colour vision.
+# Okabe and Ito's colours, which people with any colour vision can distinguish.
 PALETTE = ["#0072B2", "#D55E00", "#009E73", "#CC79A7", "#E69F00", "#56B4E9", "#777777", "#000000"]
 
 _STYLE: Any = {
@@ -30,7 +30,7 @@ _STYLE: Any = {
     "legend.frameon": False,
     "lines.linewidth": 1.6,
     "svg.fonttype": "none",
-    "svg.hashsalt": "carv3d",  # the same figures give the same bytes
+    "svg.hashsalt": "carv3d",  # equal figures give equal bytes
     "xtick.color": "#555555",
     "ytick.color": "#555555",
 }
@@ -46,7 +46,7 @@ def subplots(columns: int = 1, rows: int = 1, *, width: float = 5.2, height: flo
 
 
 def svg(figure: Figure) -> str:
-    """The figure as an SVG element, to stand in a page."""
+    """The figure as an SVG element for a page."""
     stream = io.StringIO()
     with matplotlib.rc_context(_STYLE):
         figure.savefig(stream, format="svg", metadata={"Date": None})

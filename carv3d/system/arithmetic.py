@@ -1,4 +1,4 @@
-"""Which number formats a device computes in quickly. A format that it only emulates is many times slower."""
+"""The number formats that a device supports in hardware. Emulated formats are many times slower."""
 
 from __future__ import annotations
 
@@ -14,7 +14,7 @@ Precision = Literal["auto", "float32", "bfloat16"]
 
 
 def is_fast(dtype: torch.dtype, device: torch.device | str) -> bool:
-    """Whether a device has arithmetic of its own for a number format.
+    """Whether a device supports a number format in hardware.
 
     A CPU with AVX2 alone, as most laptops have, computes in bfloat16 about 15 times slower than in float32.
     """
@@ -22,7 +22,7 @@ def is_fast(dtype: torch.dtype, device: torch.device | str) -> bool:
     if dtype not in (torch.bfloat16, torch.float16):
         return True
     if device.type == "cpu":
-        # torch offers no public question for this.
+        # torch has no public function for this.
         name = "bf16" if dtype == torch.bfloat16 else "fp16"
         ask = getattr(torch.ops.mkldnn, f"_is_mkldnn_{name}_supported", None)
         return bool(ask()) if ask is not None else False
@@ -32,9 +32,8 @@ def is_fast(dtype: torch.dtype, device: torch.device | str) -> bool:
 
 
 def network_dtype(asked: torch.dtype, device: torch.device | str) -> torch.dtype:
-    """The number format of a teacher's networks: what the config asks for, or float32 where that would be slow.
-
-    On a CUDA device nothing is replaced: half the memory may be the reason for the request.
+    """The number format of a teacher's networks: that of the config, or float32 on a CPU where it would be slow. On a
+    CUDA device it is not replaced, because it also halves the memory.
     """
     if torch.device(device).type != "cpu" or is_fast(asked, device):
         return asked

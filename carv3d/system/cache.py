@@ -1,4 +1,4 @@
-"""Where carv3d keeps what it can make again."""
+"""The cache folder, for files that can be made again."""
 
 from __future__ import annotations
 

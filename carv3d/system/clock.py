@@ -1,4 +1,4 @@
-"""Where the time of a step goes."""
+"""A clock for the parts of a step."""
 
 from __future__ import annotations
 
@@ -10,7 +10,7 @@ import torch
 
 
 class Clock:
-    """Adds up wall-clock seconds by part; does nothing, and waits for no device, until `running` is set."""
+    """Sums wall-clock seconds by part. Until `running` is set, it does nothing and does not wait for a device."""
 
     def __init__(self) -> None:
         self.running = False

@@ -1,4 +1,4 @@
-"""Whether this machine has what carv3d needs."""
+"""`carv3d doctor`: the requirements of carv3d and of a config on this machine."""
 
 from __future__ import annotations
 
@@ -22,12 +22,12 @@ from carv3d.system.threads import cores
 from carv3d.teachers import DiffusersTeacher as Teacher
 from carv3d.teachers.weights import Remote, SingleFile, configs_of, licence_of, look
 
-_NEEDED_GB = 1.0  # a run takes some 50 MB; below this something else will fill the disk soon
+_NEEDED_GB = 1.0  # a run takes about 50 MB; below this limit the disk will be full soon
 
 
 @dataclass(frozen=True)
 class Finding:
-    """One thing looked at: what, whether it will do, and what was found."""
+    """A finding: the subject, whether it is sufficient, and the result."""
 
     what: str
     ok: bool
@@ -35,7 +35,9 @@ class Finding:
 
 
 def examine(config: Config | None = None) -> list[Finding]:
-    """Look at Python, torch, devices, the built-in teacher, the video encoder and the disk; and at a config's needs."""
+    """Examine Python, torch, devices, the built-in teacher, the video encoder and the disk; and the requirements of a
+    config.
+    """
     output_dir = Path(config.output_dir if config else "outputs").expanduser()
     findings = [
         Finding("python", sys.version_info >= (3, 10), sys.version.split()[0]),
@@ -139,7 +141,7 @@ def _memory(folder: Path, config: Config, device: torch.device) -> Finding:
 
 
 def _arithmetic() -> str:
-    """Which number formats runs compute in here."""
+    """The number formats of runs on this machine."""
     device = torch.device("cuda" if torch.cuda.is_available() else "cpu")
     if is_fast(torch.bfloat16, device):
         return f"bfloat16 and float32 on the {device.type}"

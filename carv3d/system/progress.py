@@ -1,4 +1,4 @@
-"""The one look of progress bars: what is done, of how many, how long, what is left."""
+"""Progress bars: steps done and in all, elapsed time, remaining time."""
 
 from __future__ import annotations
 
