@@ -1,7 +1,8 @@
 """From raw predictions to one: classifier-free guidance, Perp-Neg, or none. N draws, B negatives.
 
-A score model predicts the noise under several conditions, its *branches*: "uncond" (the negative prompt, or no text),
-"cond" (the prompt) and "negatives" (Perp-Neg's other views). A guidance names the branches that it needs and combines them to one prediction. diffusers calls such objects guiders; these have no state and no schedule.
+A score model predicts the noise under several conditions, its *branches*: "uncond" (the negative prompt, or no
+text), "cond" (the prompt) and "negatives" (Perp-Neg's other views). A guidance names the branches that it needs and
+combines them to one prediction. diffusers calls such objects guiders; these have no state and no schedule.
 """
 
 from __future__ import annotations

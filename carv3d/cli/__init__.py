@@ -1,4 +1,4 @@
-"""The command line: `carv3d VERB`, a file a verb. Heavy modules are imported by the verb that needs them."""
+"""The command line: `carv3d VERB`, one file for each verb. Heavy modules are imported by the verb that needs them."""
 
 from __future__ import annotations
 
@@ -32,7 +32,7 @@ def main() -> None:
     except UserError as error:
         _fail(str(error))
     except (MemoryError, RuntimeError) as error:
-        # torch's own classes for this are not imported here: that would take seconds.
+        # torch's error classes are not imported here, because that would take seconds.
         if "out of memory" not in str(error) and "can't allocate memory" not in str(error):
             raise
         _fail(

@@ -1,4 +1,4 @@
-"""What there is: `carv3d config`, `doctor`, `version`."""
+"""`carv3d config`, `doctor`, `version`."""
 
 from __future__ import annotations
 
@@ -17,7 +17,7 @@ def config(
     words: Arguments = None,
     of: Annotated[str, typer.Option(metavar="VERB", help="Whose config.")] = "generate",
 ) -> None:
-    """Print a config with everything in it, or all keys with their meaning.
+    """Print a complete config, or all keys with their meaning and range.
 
     Example: `carv3d config`, `carv3d config shapes guidance.resamples=8`
     """
@@ -40,10 +40,9 @@ def config(
 
 @app.command()
 def doctor(words: Arguments = None, as_json: AsJson = False) -> None:
-    """Say whether this machine has what carv3d needs, and what a config needs. Exit code 2 if something is missing.
-
-    Of a config: the teacher's weights, their size and licence, and the memory that its steps take; nothing is
-    loaded or downloaded for it.
+    """Check whether this machine has what carv3d and a config need. Exit code 2 if something is missing. For a
+    config: the teacher's weights, their size and licence, and the memory of its steps; nothing is loaded or
+    downloaded.
 
     Example: `carv3d doctor`, `carv3d doctor sd21-base guidance.resamples=16`
     """

@@ -1,4 +1,4 @@
-"""What all verbs share: the application, the console, and how words of a command line are told apart."""
+"""What all verbs share: the application, the console, and the sorting of command line words."""
 
 from __future__ import annotations
 
@@ -14,7 +14,7 @@ from rich.markup import escape
 
 from carv3d.errors import UserError
 
-# Workers that spin while they wait make two threads on two busy cores slower than one.
+# With spinning workers, two threads on two busy cores are slower than one.
 os.environ.setdefault("OMP_WAIT_POLICY", "PASSIVE")
 
 app = typer.Typer(
@@ -25,11 +25,11 @@ app = typer.Typer(
     rich_markup_mode="markdown",
     help="Text to 3D, with compute-aware variance reduction.",
 )
-console = Console(stderr=True, emoji=False)  # a colon in a prompt is a colon
+console = Console(stderr=True, emoji=False)  # a colon in a prompt is no markup
 
 
 class Warnings(logging.Handler):
-    """Shows what the project's code warns of, above a progress bar if there is one; a run's log.txt has it too."""
+    """Shows warnings of carv3d, above a progress bar if there is one. The log.txt of a run has them too."""
 
     def __init__(self) -> None:
         super().__init__(logging.WARNING)
@@ -46,7 +46,7 @@ Arguments = Annotated[list[str] | None, typer.Argument(metavar="[PROMPT] [CONFIG
 
 
 def overrides_among(words: list[str]) -> list[str]:
-    """The words that are KEY=VALUE."""
+    """The words of the form KEY=VALUE."""
     return [word for word in words if re.match(r"[A-Za-z_][\w.]*=", word)]
 
 

@@ -23,10 +23,11 @@ def attribute(
     output: Annotated[Path | None, typer.Option(help="Folder; default: one in output_dir/attribute.")] = None,
     as_json: AsJson = False,
 ) -> None:
-    """Say which training pictures a sample comes from, by the gradients of the teacher's loss.
+    """Find the training pictures that influenced a sample, by gradients of the teacher's loss.
 
-    Samples are made from the prompts, or given with `queries.path`. Gradients of the training pictures are kept:
-    stopped, the same command goes on; other prompts with the same output take seconds each. Leaves `report.html`,
+    Samples are made from the prompts, or given with `queries.path`. Gradients of the training pictures are kept, so
+    that the same command continues after a stop, and other prompts with the same output take seconds each. Leaves
+    `report.html`,
     `contact_sheet.png` and `scores.npz`. `carv3d config --of attribute` lists all keys.
 
     Example: `carv3d attribute "a red chair" "a blue duck"`,

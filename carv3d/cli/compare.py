@@ -32,8 +32,8 @@ def compare(
     """Compare methods on the same prompts and seeds, at equal time or equal teacher calls, on one HTML page.
 
     One config: plain SDS, reuse of renders alone, the paper's method, and the config itself. Several: each is a
-    method, named by its file, and the first is the baseline. Stopped, the same command goes on; more prompts or seeds
-    are added.
+    method, named by its file, and the first is the baseline. The same command continues after a stop; with more
+    prompts or seeds it adds them.
 
     Example: `carv3d compare`, `carv3d compare shapes guidance.resamples=8 --seeds 5 --jobs 2`,
     `carv3d compare mine.yaml other.yaml --equal calls --prompts prompts.txt`

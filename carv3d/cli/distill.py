@@ -37,7 +37,7 @@ def distill(
     name, prompt, overrides = sort_words(words or [])
     if prompt is not None:
         if " " not in prompt:
-            find_config(prompt)  # says which names there are
+            find_config(prompt)  # its error lists the names
         raise UserError(f"what is {prompt!r}? prompts come from a file: prompts=FILE, one a line")
     if resume:
         if name or output:
@@ -57,15 +57,15 @@ def distill(
     from carv3d.system.threads import cores
 
     device = build.device(config)
-    # As found, not as asked for: a run that goes on elsewhere keeps its device and its order of sums.
+    # The resolved values are kept, so that a resumed run has the same device and number of threads.
     config.device, config.threads = str(device), config.threads or cores()
-    distiller = Distiller(config)  # before the folder is made: nothing is left of a mistake
+    distiller = Distiller(config)  # before the folder is made, so that a mistake leaves nothing
     with DistillationRun.create(config, source.stem, shlex.join(sys.argv), folder=output, device=device) as run:
         _finish(run, distiller, changed=None, as_json=as_json)
 
 
 def _finish(run: DistillationRun, distiller: Distiller | None, *, changed: DistillConfig | None, as_json: bool) -> None:
-    """Train to the end, write the pipeline, say where it is."""
+    """Train to the end, write the pipeline, print its path."""
     from carv3d.distillation import distil
     from carv3d.runs import read_metrics
 

@@ -66,11 +66,11 @@ def generate(
         from carv3d.system.threads import cores
 
         device = build.device(config)
-        # As found, not as asked for: a run that goes on elsewhere keeps its device and its order of sums.
+        # The resolved values are kept, so that a resumed run has the same device and number of threads.
         config.device, config.threads = str(device), config.threads or cores()
         if getattr(config.teacher, "builtin_world", False) and not config.force:
             parse(config.prompt)
-        # Before the folder is made: nothing is left of a mistake.
+        # Before the folder is made, so that a mistake leaves nothing.
         teacher = build.teacher(config, device)
         build.check(config, teacher, torch.Generator(device))
         with Run.create(config, source.stem, shlex.join(sys.argv), folder=output, device=device) as run:
@@ -78,7 +78,7 @@ def generate(
 
 
 def _finish(run: Run, *, resume: bool, teacher: Teacher | None, changed: Config | None, as_json: bool) -> None:
-    """Train to the end, make the results, say where they are."""
+    """Train to the end, make the results, print their paths."""
     from carv3d.generation.generation import generate as generate_run
 
     console.print(f"{run.config.prompt} → {run.path}", markup=False, highlight=False, soft_wrap=True)

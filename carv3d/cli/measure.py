@@ -32,7 +32,7 @@ def measure(
     output: Annotated[Path | None, typer.Option(help="Folder; default: RUN/measure/step_N.")] = None,
     as_json: AsJson = False,
 ) -> None:
-    """Measure the noise and the cost of the gradient, and say which (R, K) and method pay most.
+    """Measure the noise and the cost of the gradient, and recommend (R, K) and a method.
 
     At a checkpoint of a run, or at a config's initial scene. Leaves `report.html` and `measurement.json`.
 
@@ -80,7 +80,7 @@ def measure(
         trainer = Trainer(config)
         title = f"{config.prompt}, the initial scene"
         folder = output or Path(config.output_dir).expanduser() / "measure" / f"{source.stem}-{slug(config.prompt)}"
-    with disk_errors(folder):  # found out now, not after minutes
+    with disk_errors(folder):  # checked at the start, not after minutes
         folder.mkdir(parents=True, exist_ok=True)
         with tempfile.TemporaryFile(dir=folder):
             pass

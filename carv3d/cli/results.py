@@ -1,4 +1,4 @@
-"""What is made of a finished run: `carv3d render`, `export`, `evaluate`."""
+"""`carv3d render`, `export`, `evaluate`: from a finished run."""
 
 from __future__ import annotations
 
@@ -60,7 +60,7 @@ def export(
     output: Annotated[Path | None, typer.Option(help="Folder; default: RUN/mesh.")] = None,
     as_json: AsJson = False,
 ) -> None:
-    """Write a run's object as a mesh; of Gaussians also as a .ply that splat viewers open.
+    """Write a run's object as a mesh; Gaussians also as a .ply for splat viewers.
 
     Example: `carv3d export outputs/shapes/a-red-mushroom-1 --format glb,obj --resolution 192`
     """

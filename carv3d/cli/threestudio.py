@@ -51,5 +51,5 @@ def threestudio(
 
 
 def say(text: str) -> None:
-    """A line as it stands."""
+    """Print a line."""
     console.print(text, markup=False, highlight=False, soft_wrap=True)

@@ -1,4 +1,4 @@
-"""What the networks are told of a batch of pictures with prompts and cameras of their own."""
+"""Conditions of a batch of pictures, each with its own prompt and camera."""
 
 from __future__ import annotations
 
@@ -29,7 +29,7 @@ def prompts_of(source: str) -> list[str]:
 
 
 class Conditions:
-    """Conditions of batches. Every text is encoded once, at the start; the text encoder stays as it is."""
+    """Conditions of batches. Every text is encoded once, at the start; the text encoder is not trained."""
 
     def __init__(self, teacher: DiffusersTeacher, prompts: Sequence[str], negative: str = "") -> None:
         """Encode the prompts.
@@ -44,8 +44,8 @@ class Conditions:
         """The condition of N pictures.
 
         Args:
-            index: (N,) which prompt each has.
-            cameras: N, where each is seen from.
+            index: (N,) of the prompts.
+            cameras: N.
         """
         parts = [
             self.teacher.condition(self.prompts[i], cameras[n : n + 1], self.negative)

@@ -22,7 +22,7 @@ from carv3d.training.engine import Callback, Engine, refuse_fewer_steps, resume
 
 log = logging.getLogger(__name__)
 
-_AZIMUTHS, _ELEVATIONS = (20.0, 110.0, -160.0, -70.0), (15.0, 30.0, 15.0, 30.0)  # of the pictures on the way
+_AZIMUTHS, _ELEVATIONS = (20.0, 110.0, -160.0, -70.0), (15.0, 30.0, 15.0, 30.0)  # of the previews
 _MOST_ROWS = 16
 
 
@@ -91,10 +91,10 @@ def distil(
 
 
 def write_samples(distiller: Distiller, path: Path) -> None:
-    """One-step pictures of up to sixteen of the prompts, spread over their list: a prompt a row of four noises."""
+    """Write one-step pictures of up to sixteen prompts, spread over their list: four noises for each prompt."""
     prompts = distiller.conditions.prompts
     rows = min(len(prompts), _MOST_ROWS)
-    # Not a multiple apart, so that the built-in world shows all its colours.
+    # The steps vary, so that all colours of the built-in world occur.
     index = [(n * len(prompts)) // rows + (3 * n) % max(len(prompts) // rows, 1) for n in range(rows)]
     columns = len(_AZIMUTHS)
     cameras = Cameras.look_at_origin(torch.tensor(_AZIMUTHS * rows), torch.tensor(_ELEVATIONS * rows))

@@ -1,7 +1,7 @@
 """The distilled generator as a folder of files, and pictures from it with one network call.
 
 The folder is a diffusers `StableDiffusionPipeline` with the generator as its U-Net, and `one_step.json` beside
-`model_index.json`, which says at which timestep it works and what it was told.
+`model_index.json`, which holds its timestep and conditions.
 """
 
 from __future__ import annotations
@@ -31,14 +31,13 @@ _PARTS = ("vae", "text_encoder", "tokenizer", "scheduler")
 
 @dataclass(frozen=True)
 class Card:
-    """What a folder's `one_step.json` holds.
+    """The content of `one_step.json`.
 
     Attributes:
-        timestep: that the noise is given as.
-        camera: whether the network is told the camera.
+        timestep: of the call. camera: whether the network takes the camera.
         view_words: whether view words are appended to prompts.
         front, back, overhead: degrees, see `carv3d.prompts.views.ViewPrompts`.
-        builtin: whether it knows only the words of the built-in world.
+        builtin: whether it knows only words of the built-in world.
         negative: the negative prompt of its training, which guidance has made part of it.
         one_step: always true; for programs that look for it.
     """
@@ -55,7 +54,7 @@ class Card:
 
 
 def write_pipeline(distiller: Distiller, folder: Path) -> None:
-    """Write the averaged generator with the teacher's other parts; the folder is there whole or not at all.
+    """Write the averaged generator with the teacher's other parts, into a folder that is complete or absent.
 
     Raises:
         UserError: the disk is full, or may not be written to.
@@ -94,7 +93,7 @@ class OneStep:
     """A distilled generator from its folder.
 
     Attributes:
-        card: what it was distilled for.
+        card: its timestep and conditions.
         teacher: its text encoder, decoder and network, as a teacher.
     """
 

@@ -1,4 +1,4 @@
-"""How good a generator of the built-in world is, where the true pictures are known."""
+"""The quality of a generator of the built-in world, where the true pictures are known."""
 
 from __future__ import annotations
 
@@ -15,7 +15,7 @@ from carv3d.shapes import ALL_THINGS, Gallery, assorted
 from carv3d.teachers import Teacher
 
 AZIMUTHS, ELEVATIONS = [20.0, 110.0, -160.0, -70.0], [15.0, 30.0, 15.0, 30.0]
-_POOLED = 8  # latents along a side of the squares that features are means over
+_POOLED = 8  # latents along a side of the squares that are averaged to a feature
 
 # (prompts N, cameras N, rng) -> latents (N, C, h, w)
 Sampler = Callable[[Sequence[str], Cameras, torch.Generator], Tensor]
@@ -23,12 +23,12 @@ Sampler = Callable[[Sequence[str], Cameras, torch.Generator], Tensor]
 
 @dataclass(frozen=True)
 class Quality:
-    """What was found of a generator.
+    """The figures of a generator.
 
     Attributes:
         retrieval: share of 192 samples, every class in three colours, whose nearest true picture among all objects in
-            all colours is of the object asked for: from the same camera where the generator is told it, else from
-            any of the gallery's cameras.
+            all colours is of the object asked for: from the same camera if the generator takes it, else from any of
+                the gallery's cameras.
         psnr: dB, of the same samples to that nearest picture; of unknown cameras after averaging over 4 x 4 pixels.
         frechet: see `frechet_distance`, on `features`, between samples of random objects and their true pictures.
     """
@@ -39,21 +39,21 @@ class Quality:
 
 
 class Examiner:
-    """Holds the true pictures, and examines one generator after another with the same prompts, cameras and noise.
+    """Examines generators with the same prompts, cameras and noise, against the true pictures.
 
     Attributes:
-        floor: the Fréchet distance of true pictures to true pictures of the same objects from other cameras, which the
-            finite number of pictures leaves.
+        floor: the Fréchet distance between true pictures of the same objects from different cameras, which is
+            positive because the number of pictures is finite.
     """
 
     def __init__(
         self, teacher: Teacher, *, camera: bool, pictures: int = 480, views: tuple[int, int] = (16, 5)
     ) -> None:
-        """Render the world; takes half a minute, so keep the examiner.
+        """Render all objects, which takes half a minute.
 
         Args:
             teacher: whose autoencoder gives the features.
-            camera: whether the generators are told the camera.
+            camera: whether the generators take the camera.
             pictures: for the Fréchet distance.
             views: cameras of the gallery in azimuth and in elevation.
         """
@@ -90,7 +90,7 @@ class Examiner:
 
     @torch.no_grad()
     def _draw(self, rng: torch.Generator) -> tuple[Cameras, Tensor]:
-        """Random cameras of the gallery, one for each object, and the features of what they see."""
+        """Random cameras of the gallery, one for each object, and the features of their pictures."""
         cameras = self._all.cameras
         which = torch.randint(len(cameras), (len(self._things),), generator=rng)
         pictures = [self._all.picture(t, v) for t, v in zip(self._things, which.tolist(), strict=True)]
@@ -106,8 +106,8 @@ def features(z: Tensor) -> Tensor:
 def frechet_distance(a: Tensor, b: Tensor) -> float:
     """`|m_a - m_b|^2 + tr(C_a + C_b - 2 (C_a C_b)^(1/2))` of the Gaussians fitted to features (N, F) and (M, F).
 
-    The distance of Heusel et al. (arXiv 1706.08500), on whatever features one gives: only figures on the same features
-    and with the same N and M compare. The trace of the root is found from `C_a^(1/2) C_b C_a^(1/2)`, which has the same
+    The distance of Heusel et al. (arXiv 1706.08500), for any features. Only figures with the same features, N and M
+    can be compared. The trace of the root is computed from `C_a^(1/2) C_b C_a^(1/2)`, which has the same
     eigenvalues and is symmetric.
     """
     a, b = a.double(), b.double()

@@ -1,4 +1,4 @@
-"""One step of distribution matching distillation: the fake score follows the generator, then the generator moves."""
+"""One step of distribution matching distillation: update the fake score, then the generator."""
 
 from __future__ import annotations
 
@@ -33,22 +33,22 @@ class DivergenceError(ArithmeticError):
 
 
 class Distiller:
-    """A distillation's moving parts. What a step depends on is in `state()`; the same state gives the same next step.
+    """The parts of a distillation, and the step that trains them. The same state gives the same next step.
 
     Attributes:
         step_count: generator steps done.
         teacher, generator, fake: the three networks, on the run's device.
         carv: the estimator of the score difference.
-        average: the running average of the generator's weights, by name; what is kept in the end.
-        timestep: that the generator's noise is given as.
-        rng: the one source of random draws, on the run's device.
+        average: the running average of the generator's weights, by name; the result of the training.
+        timestep: at which the generator is called.
+        rng: the only source of random draws, on the run's device.
     """
 
     def __init__(self, config: DistillConfig, teacher: Teacher | None = None) -> None:
-        """Load the teacher, if it is not brought, and copy its network twice.
+        """Load the teacher, if it is not given, and copy its network twice.
 
         Raises:
-            UserError: prompts or a teacher that will not do.
+            UserError: prompts or a teacher that cannot be used.
         """
         self.config = config
         self.device = build.device(config)
@@ -121,7 +121,7 @@ class Distiller:
         return StepLog(self.step_count, figures | {"difference": found.fbar.flatten(1).norm(dim=1).mean()})
 
     def outputs(self, count: int, rng: torch.Generator) -> tuple[Tensor, TextCondition]:
-        """Fresh outputs z (count, C, h, w) of the generator, and what they were asked to show."""
+        """New outputs z (count, C, h, w) of the generator, and their conditions."""
         index = torch.randint(len(self.conditions.prompts), (count,), generator=rng, device=rng.device)
         cameras = self.cameras.sample(count, rng).to(self.device)
         condition = self.conditions(index, cameras)
@@ -138,7 +138,7 @@ class Distiller:
 
     @contextmanager
     def averaged(self) -> Iterator[None]:
-        """The generator with its averaged weights, for as long as the block lasts."""
+        """A block in which the generator has its averaged weights."""
         network = self.generator.network
         own = {name: p.detach().clone() for name, p in network.named_parameters()}
         try:

@@ -1,4 +1,4 @@
-"""How well pictures fit their prompt, by CLIP (Radford et al., arXiv 2103.00020), for prompts without a true object."""
+"""Agreement of pictures and prompts, by CLIP (Radford et al., arXiv 2103.00020), for prompts without a true object."""
 
 from __future__ import annotations
 
@@ -18,15 +18,15 @@ from carv3d.errors import UserError
 DEFAULT_CLIP = "openai/clip-vit-base-patch32"
 """The paper's, 0.6 GB."""
 
-_VIEWS, _ELEVATION, _SIZE = 10, 15.0, 224  # as many as in the paper; pixels a side as CLIP takes them
+_VIEWS, _ELEVATION, _SIZE = 10, 15.0, 224  # the paper's number of views; pixels along a side of CLIP's pictures
 
-# Of CLIP's training pictures; a model's own preprocessor_config.json goes first.
+# Of CLIP's training pictures; the values in a model's preprocessor_config.json have priority.
 _MEAN, _STD = (0.48145466, 0.4578275, 0.40821073), (0.26862954, 0.26130258, 0.27577711)
 
 
 @dataclass(frozen=True)
 class Alignment:
-    """How an object's pictures fit its prompt.
+    """The agreement of an object's pictures with its prompt.
 
     Attributes:
         clip_score: mean over the views of `100 max(cos, 0)` (Hessel et al., arXiv 2104.08718, there times 2.5).
@@ -38,7 +38,7 @@ class Alignment:
 
 
 def views(sampler: Sampler) -> Cameras:
-    """The cameras that an object is judged from, evenly around it, at the distance it was trained at."""
+    """The cameras of the evaluation, evenly around the object, at the distance of training."""
     return sampler.around(_VIEWS, _ELEVATION, _SIZE)
 
 
@@ -65,7 +65,7 @@ class Clip:
             options |= {"use_safetensors": True, "output_loading_info": True}
             loaded: tuple[Any, dict[str, Any]] = CLIPModel.from_pretrained(source, **options)  # type: ignore[assignment]
             self._tokenizer = CLIPTokenizer.from_pretrained(source, local_files_only=options["local_files_only"])
-        except Exception as error:  # what the libraries raise of files and networks has no common class
+        except Exception as error:  # errors of the libraries have no common class
             reason = " ".join(str(error).split())[:120]
             raise UserError(
                 f"no CLIP model at {path!r}: give --clip a folder with a transformers CLIPModel in safetensors, or a "

@@ -1,1 +1,1 @@
-"""carv3d inside other frameworks. Nothing of carv3d imports what is here."""
+"""carv3d inside other frameworks. The rest of carv3d does not import this package."""

@@ -35,7 +35,7 @@ class Trainer:
         step_count: steps done.
         scene, renderer, sampler, teacher, carv: the parts that the config describes.
         optimizer: Adam over the parameters of the scene and of the renderer.
-        rng: the one source of random draws, on the run's device.
+        rng: the only source of random draws, on the run's device.
         hooks: observe the steps.
         clock: measures where the time goes, if `clock.running` is set.
     """

@@ -17,7 +17,7 @@ def register() -> None:
     """Add the guidances to threestudio's registry.
 
     Raises:
-        ImportError: threestudio is not there, or lacks something that is needed; the message names it.
+        ImportError: threestudio is missing, or lacks something; the message names it.
     """
     from carv3d.integrations.threestudio.interface import check
 

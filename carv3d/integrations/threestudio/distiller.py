@@ -1,4 +1,4 @@
-"""A `Carv` in threestudio's terms: steps, ranges in timesteps, a dictionary of losses."""
+"""A `Carv` with threestudio's interface: steps, ranges in timesteps, a dictionary of losses."""
 
 from __future__ import annotations
 
@@ -21,8 +21,8 @@ from carv3d.teachers.base import ScoreModel
 class Distiller:
     """Draws K (t, eps) a render; the draws are a function of (seed, step, call within the step, rank).
 
-    Lightning's checkpoints hold no generator and launch.py seeds anew on resume: so a resumed run repeats what an
-    uninterrupted one would draw, and ranks differ.
+    Lightning's checkpoints hold no generator, and launch.py seeds again on resume. With these draws a resumed run
+    equals an uninterrupted one, and ranks have different draws.
 
     Attributes:
         carv: the estimator.
@@ -35,7 +35,7 @@ class Distiller:
 
         Args:
             options: the guidance's config.
-            model: judges the draws.
+            model: predicts for the draws.
             guidance: makes one prediction of the model's branches.
             weighting: `weighting_strategy`.
             objective: what is distilled.
@@ -62,7 +62,7 @@ class Distiller:
         self._step = self._call = 0
 
     def at(self, step: int, ends: tuple[int, int], clip: float | None) -> None:
-        """A step begins.
+        """Begin a step.
 
         Args:
             step: of threestudio.
@@ -86,10 +86,10 @@ class Distiller:
     def __call__(
         self, z: Tensor, condition: Any, rng: torch.Generator, *, name: str = "loss_sds"
     ) -> tuple[dict[str, Any], Estimate]:
-        """What threestudio's systems take of a guidance, and the estimate.
+        """The result of a guidance for threestudio's systems, and the estimate.
 
         Args:
-            z: (B, C, h, w) latents with a graph, or without one while a validation looks at them.
+            z: (B, C, h, w) latents with a graph, or without one in a validation.
             condition: of B rows.
             rng: see `rng`.
             name: of the loss.

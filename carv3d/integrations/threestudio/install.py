@@ -1,4 +1,4 @@
-"""Puts the extension into a threestudio checkout, and takes it out. Imports nothing of threestudio."""
+"""Installs the extension in a threestudio checkout, and removes it. Imports nothing of threestudio."""
 
 from __future__ import annotations
 
@@ -50,7 +50,7 @@ class Installed:
 
     Attributes:
         folder: of the extension.
-        kept: files there that differ from carv3d's, and were left as they are.
+        kept: files that differ from carv3d's and were not changed.
         untried: why the extension could not be tried; empty if it was.
     """
 
@@ -67,14 +67,14 @@ def install(checkout: Path, python: str = sys.executable) -> Installed:
         python: the Python that runs launch.py.
 
     Raises:
-        UserError: no threestudio, one that lacks what is used, or no carv3d in its environment. Nothing is written.
+        UserError: no threestudio, one that lacks something, or no carv3d in its environment. Then nothing is written.
     """
     check_checkout(checkout)
     found = Installed(checkout / "custom" / NAME, untried=_try(checkout, python))
     _check_ours(found.folder)
     for path, content in _files().items():
         target = found.folder / path
-        # Configs are edited; the rest is not.
+        # Users edit the configs, and not the other files.
         if path.suffix == ".yaml" and target.exists() and target.read_bytes() != content:
             found.kept.append(target)
             continue
@@ -85,7 +85,7 @@ def install(checkout: Path, python: str = sys.executable) -> Installed:
 
 
 def remove(checkout: Path) -> Installed:
-    """Take the extension out; configs that were changed stay.
+    """Remove the extension; changed configs are kept.
 
     Raises:
         UserError: no threestudio, or no extension in it.
@@ -111,7 +111,7 @@ def remove(checkout: Path) -> Installed:
 
 
 def check_checkout(checkout: Path) -> None:
-    """Hold a folder's files against what is used of threestudio, without running it.
+    """Check a folder's files for the used parts of threestudio, without running it.
 
     Raises:
         UserError: names what is missing.
@@ -136,7 +136,7 @@ def check_checkout(checkout: Path) -> None:
 
 
 def _try(checkout: Path, python: str) -> str:
-    """Register the guidances in a process of threestudio's environment; why that could not be tried, or nothing."""
+    """Register the guidances in a process of threestudio's environment; return why that could not be tried, or ""."""
     try:
         done = subprocess.run(
             [python, "-c", _TRY], cwd=checkout, capture_output=True, text=True, timeout=600, check=False

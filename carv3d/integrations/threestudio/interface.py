@@ -1,4 +1,4 @@
-"""What is used of threestudio, and whether it is there."""
+"""The used parts of threestudio, and a check of them."""
 
 from __future__ import annotations
 
@@ -30,7 +30,7 @@ KEYS_OF_GUIDANCE = (
 
 
 def check() -> None:
-    """Hold the threestudio that is imported against what is used of it.
+    """Check the imported threestudio for the used parts.
 
     Raises:
         ImportError: names what is missing.

@@ -27,7 +27,7 @@ class CarvOptions:
 
 _VSD = "use carv-vsd-guidance for variational score distillation"
 _MVDREAM = "the guidance of MVDream judges four views together with a network of its own, which this one cannot serve"
-# Keys that other guidances have, and what to do in place of them.
+# Keys of other guidances, and their replacements.
 _ELSEWHERE = {
     "pretrained_model_name_or_path_lora": _VSD,
     "guidance_scale_lora": _VSD,
@@ -83,7 +83,7 @@ def objective_of(given: Any) -> Objective:
 
 
 def refuse_state(objective: Objective) -> None:
-    """Refuse an objective, made ready, that has parameters of its own.
+    """Refuse a prepared objective that has its own parameters.
 
     Raises:
         ValueError: threestudio's checkpoints would lose them.

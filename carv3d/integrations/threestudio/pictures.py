@@ -1,4 +1,4 @@
-"""The test pictures that a threestudio run leaves, and its prompt. Imports nothing of threestudio."""
+"""The test pictures of a threestudio run, and its prompt. Imports nothing of threestudio."""
 
 from __future__ import annotations
 
@@ -19,8 +19,7 @@ class TestPictures:
     """Views of an object.
 
     Attributes:
-        folder: where they are.
-        prompt: of the run; empty if it is not known.
+        folder: of the pictures. prompt: of the run; empty if unknown.
         rgb: (N, 3, H, H) in [0, 1].
     """
 

@@ -23,7 +23,7 @@ Own: Any = threestudio.find("stable-diffusion-guidance")
 
 @threestudio.register("carv-guidance")
 class CarvGuidance(Own):
-    """Takes every key of `stable-diffusion-guidance`, and those of `CarvOptions`.
+    """It has every key of `stable-diffusion-guidance`, and those of `CarvOptions`.
 
     The gradient has the same expectation as threestudio's own, whatever the keys of `CarvOptions` but `objective`.
     """
@@ -35,7 +35,7 @@ class CarvGuidance(Own):
     cfg: Config
     name = "carv-guidance"
     loss = "loss_sds"
-    picture_size, latent_size = 512, 64  # pixels along a side, as threestudio has it for every model
+    picture_size, latent_size = 512, 64  # pixels along a side, as in threestudio for every model
 
     def __init__(self, cfg: Mapping[str, Any] | None = None, *args: Any, **options: Any) -> None:
         check_keys(self.name, self.Config, cfg)
@@ -45,7 +45,7 @@ class CarvGuidance(Own):
         """Load the networks, and check what can be checked before the first step.
 
         Raises:
-            ValueError: a key or a model that this guidance cannot serve.
+            ValueError: a key or a model that this guidance does not support.
         """
         cfg = self.cfg
         if cfg.use_img_loss:
@@ -65,7 +65,7 @@ class CarvGuidance(Own):
             )
         self.teacher = DiffusersTeacher.from_pipeline(self.pipe, posterior="sample", camera="none")
         self.prompted = self.guidance(perp_neg=False), self.guidance(perp_neg=True)
-        # SJC is SDS by another name: its (y + sigma eps) / sqrt(1 + sigma^2) is alpha y + sqrt(1 - alpha^2) eps.
+        # SJC equals SDS: its (y + sigma eps) / sqrt(1 + sigma^2) is alpha y + sqrt(1 - alpha^2) eps.
         weighting = "uniform" if cfg.use_sjc else cfg.weighting_strategy
         self.distiller = Distiller(cfg, self.teacher, self.prompted[0], weighting, objective)
         self.check_objective(objective)
@@ -80,7 +80,7 @@ class CarvGuidance(Own):
         refuse_state(objective)
 
     def condition(self, prompts: Any, elevation: Tensor, azimuth: Tensor, distances: Tensor) -> TextCondition:
-        """What the network is told of B views, from threestudio's prompt processor."""
+        """The condition of B views, from threestudio's prompt processor."""
         if not hasattr(prompts, "get_text_embeddings"):
             raise ValueError(
                 f"{self.name} takes the words of stable-diffusion-prompt-processor: set system.prompt_processor_type"
@@ -136,8 +136,8 @@ class CarvGuidance(Own):
     def evaluation(
         self, z: Tensor, condition: TextCondition, found: Estimate, angles: tuple[Tensor, ...]
     ) -> dict[str, Any]:
-        """threestudio's pictures of what the network makes of the first draw of each render."""
-        # `guidance_eval` takes rows b, b + count, ... of the words for render b, count being how many it looks at.
+        """threestudio's pictures of the denoised first draw of each render."""
+        # `guidance_eval` takes rows b, b + count, ... of the embeddings for render b; count is the number of renders.
         count = min(self.cfg.max_items_eval, len(z)) if self.cfg.max_items_eval > 0 else len(z)
         rows = torch.arange(count, device=z.device)
         z, condition = z[rows], condition[rows]

@@ -1,6 +1,6 @@
 """`carv-teacher-guidance`: any of carv3d's teachers in threestudio, Stable Diffusion 1, 2, XL and 3, DeepFloyd IF.
 
-Its texts are carv3d's: `carv-prompt-processor` holds the words, and the teacher encodes them.
+Texts are encoded by the teacher; `carv-prompt-processor` only holds them.
 """
 
 from __future__ import annotations
@@ -28,7 +28,7 @@ from carv3d.prompts.views import ViewPrompts
 from carv3d.teachers import DiffusersTeacher
 from carv3d.teachers.config import DiffusersTeacherConfig
 
-# Keys of threestudio's prompt processors whose texts carv3d makes in its own way, and the values that change nothing.
+# Keys of threestudio's prompt processors that carv3d does not support, and the values that are allowed.
 _FIXED = {
     "prompt_front": None,
     "prompt_side": None,
@@ -41,7 +41,7 @@ _FIXED = {
 
 @dataclass(frozen=True)
 class Prompted:
-    """What `carv-prompt-processor` tells the guidance.
+    """The result of `carv-prompt-processor` for the guidance.
 
     Attributes:
         prompt, negative_prompt: texts.
@@ -55,7 +55,7 @@ class Prompted:
 
 @threestudio.register("carv-prompt-processor")
 class CarvPromptProcessor(PromptProcessor):
-    """Takes the keys of threestudio's own, so that its configs need no change; encodes nothing."""
+    """It has the keys of threestudio's own, so that configs need no change. It encodes nothing."""
 
     @dataclass
     class Config(PromptProcessor.Config):
@@ -96,7 +96,7 @@ class CarvTeacherGuidance(BaseObject):
 
     @dataclass
     class Config(CarvOptions, BaseObject.Config):
-        """The keys; those that `stable-diffusion-guidance` has too mean the same."""
+        """The keys. Those of `stable-diffusion-guidance` have the same meaning."""
 
         pretrained_model_name_or_path: str = "stabilityai/stable-diffusion-2-1"  # or "builtin", a folder, a file
         half_precision_weights: bool = True
@@ -119,7 +119,7 @@ class CarvTeacherGuidance(BaseObject):
         """Load the teacher.
 
         Raises:
-            ValueError: a teacher that is not there, or a key that cannot be served.
+            ValueError: a missing teacher, or an unsupported key.
         """
         cfg = self.cfg
         objective = objective_of(cfg.objective)

@@ -23,7 +23,7 @@ from carv3d.objectives.vsd import Vsd
 from carv3d.teachers import TextCondition
 from carv3d.teachers.denoiser import LowRank
 
-_PATIENCE = 20  # calls after which additions that are still zero are not being trained
+_PATIENCE = 20  # calls after which additions that are still zero count as not trained
 
 
 class _Inner(CarvGuidance):
@@ -36,7 +36,7 @@ class _Inner(CarvGuidance):
         return PerpNeg(scale) if perp_neg else ClassifierFree(scale)
 
     def check_objective(self, objective: Objective) -> None:
-        """Its state is a module's."""
+        """Its state is that of a module."""
 
     def after(self, z: Tensor, condition: TextCondition, rng: torch.Generator, out: dict[str, Any]) -> None:
         """Add the loss of the second network."""
@@ -53,7 +53,7 @@ class CarvVsdGuidance(BaseModule):
     """Takes every key of `stable-diffusion-vsd-guidance`, and those of `CarvOptions` but `objective`.
 
     Differences from it: the second network starts as the first, whatever `pretrained_model_name_or_path_lora` says;
-    it is told no camera; it is told the words in every update, view words included.
+    it has no camera input; it is conditioned on the text, with view words, in every update.
     """
 
     @dataclass
@@ -64,9 +64,9 @@ class CarvVsdGuidance(BaseModule):
         guidance_scale: float = 7.5
         pretrained_model_name_or_path_lora: str = ""  # not used: the second network starts as the first
         guidance_scale_lora: float = 1.0  # no other
-        lora_cfg_training: bool = True  # not used: the second network is always told the words
+        lora_cfg_training: bool = True  # not used: the second network is always conditioned on the text
         lora_n_timestamp_samples: int = 1  # noised copies of each render that the second network learns from
-        camera_condition_type: str = "extrinsics"  # not used: the second network is not told the camera
+        camera_condition_type: str = "extrinsics"  # not used: the second network has no camera input
         lora_rank: int = 4
 
     cfg: Config
@@ -79,7 +79,7 @@ class CarvVsdGuidance(BaseModule):
         """Load the networks.
 
         Raises:
-            ValueError: a key that this guidance cannot serve.
+            ValueError: a key that this guidance does not support.
         """
         cfg = self.cfg
         if cfg.lora_rank < 1:
