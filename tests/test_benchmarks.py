@@ -4,6 +4,8 @@ from __future__ import annotations
 
 import importlib
 import json
+import re
+from dataclasses import replace
 from pathlib import Path
 
 import pytest
@@ -11,7 +13,7 @@ import torch
 from typer.testing import CliRunner
 
 from carv3d.errors import UserError
-from scripts.benchmarks.__main__ import app
+from scripts.benchmarks.__main__ import app, main
 from scripts.benchmarks.backends import compare, volume
 from scripts.benchmarks.harness import PAGE, Bench, Table, every_table, marked, read, run, suites, with_tables, write
 from tests import nerfacc_kernels
@@ -30,13 +32,14 @@ def test_the_page_has_the_tables_of_the_results() -> None:
     page, tables = PAGE.read_text(encoding="utf-8"), every_table()
     assert with_tables(page, tables) == page
     assert sorted(marked(page)) == sorted(tables), "a table is kept that no page shows, or shown twice"
-    for line in page.replace("\n\n", "\n").splitlines():
-        assert not line.startswith("|---") or "| --- |" in line, "a table outside the marks"
+    outside = re.sub(r"<!-- table: .*?<!-- end table -->", "", page, flags=re.DOTALL)
+    assert not re.findall(r"^\|.*", outside, re.MULTILINE), "a table outside the marks"
 
 
 def test_a_figure_changed_by_hand_is_seen() -> None:
     page, tables = PAGE.read_text(encoding="utf-8"), every_table()
-    assert with_tables(page.replace("a red mushroom | 1 |", "a red mushroom | 2 |"), tables) == page
+    changed = page.replace("a red mushroom | 1 |", "a red mushroom | 2 |")
+    assert changed != page == with_tables(changed, tables)
     with pytest.raises(UserError, match="no file in docs/results has"):
         with_tables("<!-- table: nowhere/x -->\n<!-- end table -->", tables)
 
@@ -75,6 +78,40 @@ def test_unknown_names_are_one_line(tmp_path: Path) -> None:
         run(bench("varianze", []), tmp_path)
     with pytest.raises(UserError, match="no table 'x'"):
         run(bench("backends", ["x"]), tmp_path)
+
+
+@pytest.mark.parametrize(
+    ("line", "message"),
+    [
+        ("varianze", "no suite 'varianze'"),
+        ("steps --nosuch 1", "No such option: --nosuch"),
+        ("steps --device abacus", "'abacus' is not a device"),
+        ("steps sd9 --device cpu", "sd9 has no known size"),
+        ("steps --quick --save", "--quick is for a try"),
+    ],
+)
+def test_mistakes_in_a_command_line(line: str, message: str, capsys: pytest.CaptureFixture[str]) -> None:
+    """Exit code 2 and one line, before anything is measured."""
+    assert main(line.split()) == 2
+    said = capsys.readouterr().err.splitlines()
+    assert len(said) == 1 and message in said[0]
+
+
+def test_a_run_is_only_taken_up_if_it_is_the_same() -> None:
+    """A try with --quick, other words, another seed or device must not give a later measurement's figures."""
+    own = bench("shapes", [])
+    other = [replace(own, quick=False), replace(own, seed=1), replace(own, device=torch.device("cuda"))]
+    folders = [own.folder("a", ["x=1"]), own.folder("a", ["x=2"]), *(each.folder("a", ["x=1"]) for each in other)]
+    assert len(set(folders)) == 5 and own.folder("a", ["x=1"]) == folders[0]
+
+
+@pytest.mark.slow
+def test_an_object_of_the_shapes(tmp_path: Path) -> None:
+    """One prompt, generated and evaluated, at the seed of the command line and on its device."""
+    table = measured(tmp_path, "shapes", "training.steps=1", "--seed", "3")
+    assert {name: len(each.rows) for name, each in table.items()} == {"shapes-means": 1, "shapes": 1}
+    (config,) = tmp_path.glob("runs/*/*/config.yaml")
+    assert "seed: 3\n" in config.read_text() and "device: cpu\n" in config.read_text()
 
 
 @pytest.mark.parametrize("suite", suites())

@@ -9,6 +9,8 @@ from typing import Annotated
 import torch
 import typer
 
+from carv3d import build
+from carv3d.config import Config
 from carv3d.errors import UserError
 from carv3d.runs import replace_file
 from scripts.benchmarks.harness import PAGE, RESULTS, Bench, every_table, run, suites, with_tables
@@ -35,17 +37,28 @@ def benchmarks(
     if suite == "docs":
         replace_file(PAGE, with_tables(PAGE.read_text(encoding="utf-8"), every_table()).encode())
         return
+    if quick and save:
+        raise UserError("--quick is for a try: docs/results keeps no such figures, so leave --save out")
     torch.set_num_threads(threads)
-    found = "cuda" if torch.cuda.is_available() else "cpu"
-    where = torch.device(found if device == "auto" else device)
+    where = build.device(Config(device=device))
     names = [name for name in tables.split(",") if name]
     bench = Bench(suite, list(words or []), where, out, 20.0 if quick else budget, seed, quick, names)
     run(bench, RESULTS if save else out / "results")
 
 
-if __name__ == "__main__":
+def main(words: list[str] | None = None) -> int:
+    """Run a command line (default: the process's). Returns the exit code: 2, with one line on stderr, for a mistake."""
     try:
-        app(prog_name="python -m scripts.benchmarks")
+        return app(words, prog_name="python -m scripts.benchmarks", standalone_mode=False) or 0
     except UserError as error:
-        print(f"error: {error}", file=sys.stderr)
-        sys.exit(2)
+        message = str(error)
+    except Exception as error:  # typer has its own copy of click's exceptions, or click's, by its version
+        if not hasattr(error, "format_message"):
+            raise
+        message = error.format_message()
+    print(f"error: {message}", file=sys.stderr)
+    return 2
+
+
+if __name__ == "__main__":
+    sys.exit(main())

@@ -4,7 +4,7 @@
 ECM is the number of independent draws that reach the same correlation, over B. `cost`: milliseconds a (picture,
 draw) pair, all ways in turns. `counterfactual`: a small denoiser is trained again without the k pictures of highest
 score, nearest in pixels, of lowest score, and at random; by how much the query's own loss rises, in per cent, with
-95 % intervals.
+95 % intervals. `cost` and `counterfactual` are for the CPU: they need `--device cpu` where there is a GPU.
 """
 
 from __future__ import annotations
@@ -43,6 +43,8 @@ def measure(bench: Bench) -> Iterator[tuple[str, Table]]:
     """See the module."""
     if bench.wants("draws"):
         yield "draws", draws(bench)
+    if bench.device.type != "cpu":  # the next two run on the CPU: they must not be told as a GPU's
+        return
     if bench.wants("cost"):
         yield "cost", cost(bench)
     if bench.wants("counterfactual"):

@@ -66,9 +66,10 @@ def measure(bench: Bench) -> Iterator[tuple[str, Table]]:
 def variance(bench: Bench) -> Table:
     """A row for each K and coupling."""
     steps = 2 if bench.quick else 200
-    path = bench.out / "distill" / str(steps)
+    path = bench.folder(f"distill-{steps}", bench.words)
     if not (path / "pipeline").exists():
-        words = [f"training.steps={steps}", "training.preview_every=0", "threads=1", f"device={bench.device}"]
+        words = [f"training.steps={steps}", "training.preview_every=0", "threads=1"]
+        words += [f"device={bench.device}", f"seed={bench.seed}"]
         command = [sys.executable, "-m", "carv3d", "distill"]
         again = (path / "environment.json").exists()
         command += ["--resume", str(path)] if again else [*words, *bench.words, "--output", str(path)]

@@ -7,6 +7,7 @@ are kept in docs/results/<suite>.json, each with the command, machine and versio
 from __future__ import annotations
 
 import datetime
+import hashlib
 import importlib
 import json
 import re
@@ -103,16 +104,22 @@ class Bench:
         """Progress, on stderr."""
         print(text, file=sys.stderr, flush=True)
 
+    def folder(self, name: str, words: Sequence[str]) -> Path:
+        """Of runs in `out`: another one for other words, device, seed or size, so that no other run is taken for it."""
+        asked = json.dumps([*words, str(self.device), self.seed, self.quick])
+        return self.out / "runs" / f"{slug(name)}-{hashlib.sha256(asked.encode()).hexdigest()[:8]}"
+
     def train(self, name: str, prompt: str, steps: int, words: Sequence[str] = ()) -> Path:
         """A finished `carv3d generate` run with a checkpoint at each tenth; one that is there already is kept."""
-        path = self.out / "runs" / f"{slug(name)}-{steps}"
+        path = self.folder(f"{name}-{steps}", [prompt, *words])
         book = [f"training.steps={steps}", f"training.checkpoint_every={max(1, steps // 10)}", "mesh.formats=[]"]
         book += ["training.keep_checkpoints=100", "training.preview_every=0", "turntable.frames=2", "turntable.size=64"]
         command = [sys.executable, "-m", "carv3d", "generate"]
         if (path / "environment.json").exists():
             command += ["--resume", str(path)]
         else:
-            command += [prompt, *words, *book, f"device={self.device}", "threads=1", "--output", str(path)]
+            book += [f"device={self.device}", f"seed={self.seed}", "threads=1"]
+            command += [prompt, *words, *book, "--output", str(path)]  # the suite needs its own steps
         if not (path / "turntable.mp4").exists():
             self.say(f"training {path}")
             subprocess.run(command, check=True, stdout=subprocess.DEVNULL, stderr=subprocess.DEVNULL)

@@ -1,7 +1,7 @@
 """Objects of the built-in world, generated and measured: one prompt each, or an equal share of them with --quick.
 
-Each prompt is an ordinary run in OUT/shapes/NAME, kept if it is finished, with its figures beside it;
-OUT/shapes/NAME.png shows every object beside the true one. A word without `=` is the config (default shapes), whose
+Each prompt is an ordinary run in a folder of OUT/runs, kept if it is finished, with its figures beside it; a picture
+of the folder's name shows every object beside the true one. A word without `=` is the config (default shapes), whose
 name the table has.
 """
 
@@ -37,10 +37,11 @@ def measure(bench: Bench) -> Iterator[tuple[str, Table]]:
     """Of every prompt, and the means."""
     config = next((word for word in bench.words if "=" not in word), "shapes")
     overrides = [word for word in bench.words if "=" in word]
-    prompts = read_prompts(find_prompts("shapes"))
+    prompts = read_prompts(find_prompts("prompts/shapes.txt"))
     if bench.quick:
         prompts, overrides = prompts[:1], ["training.steps=3", "mesh.resolution=32", "turntable.frames=2", *overrides]
-    folder = bench.out / "shapes" / config
+    overrides = [f"device={bench.device}", f"seed={bench.seed}", *overrides]
+    folder = bench.folder(config, overrides)
     folder.mkdir(parents=True, exist_ok=True)
     with ThreadPoolExecutor(_JOBS) as pool:
         rows = list(pool.map(lambda prompt: one(prompt, folder, config, overrides, bench), prompts))

@@ -30,12 +30,12 @@ GIB = 2**30
 
 def measure(bench: Bench) -> Iterator[tuple[str, Table]]:
     """See the module."""
+    models = [word for word in bench.words if "=" not in word] or ["sd15"]
+    if unknown := [model for model in models if model not in UNETS]:
+        raise UserError(f"{unknown[0]} has no known size: use {', '.join(UNETS)}")
     if bench.wants("steps"):
         yield "steps", by_resamples(bench)
-    models = [word for word in bench.words if "=" not in word] or ["sd15"]
     for model in models:
-        if model not in UNETS:
-            raise UserError(f"{model} has no known size: use {', '.join(UNETS)}")
         if bench.wants(model):
             yield model, at_size(model, bench)
 
