@@ -104,7 +104,7 @@ def quality(bench: Bench) -> Table:
     """Equal process time for every K, over seeds."""
     seconds, seeds, resamples = (1.0, 1, (1,)) if bench.quick else (bench.budget, 3, (1, 8))
     teacher = build.teacher(config_of(bench), bench.device)
-    examiner = Examiner(teacher, camera=teacher.takes_camera)
+    examiner = examiner_of(teacher, bench)
     table = Table(["K", "time, s", "steps", "retrieval, %", "PSNR, dB", "Fréchet distance"])
     for K in resamples:
         rows = []
@@ -127,7 +127,7 @@ def of_teacher(bench: Bench) -> Table:
     """The teacher in one step and in many."""
     distiller = Distiller(config_of(bench))
     teacher = distiller.teacher
-    examiner = Examiner(teacher, camera=teacher.takes_camera)
+    examiner = examiner_of(teacher, bench)
     table = Table(["teacher", "guidance", "retrieval, %", "PSNR, dB", "Fréchet distance"])
     for steps in (1,) if bench.quick else (1, 30):
         for scale in (1.0,) if bench.quick else (1.0, 1.5, 3.0):
@@ -137,6 +137,12 @@ def of_teacher(bench: Bench) -> Table:
             cells = [f"{100 * found.retrieval:.1f}", f"{found.psnr:.1f}", f"{found.frechet:.3f}"]
             table.rows.append([f"{steps} step{'s' * (steps > 1)}", scale, *cells])
     return table
+
+
+def examiner_of(teacher: Any, bench: Bench) -> Examiner:
+    """With few pictures and views for a try."""
+    small: dict[str, Any] = {"pictures": 16, "views": (4, 1)} if bench.quick else {}
+    return Examiner(teacher, camera=teacher.takes_camera, **small)
 
 
 def shown(interval: Interval, scale: float = 1.0) -> str:

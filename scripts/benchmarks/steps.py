@@ -70,7 +70,9 @@ def at_size(model: str, bench: Bench) -> Table:
     folder = make(model, bench.out / f"{model}{'-tiny' * bench.quick}", divide=10 if bench.quick else 1)
     words = [f"teacher.path={folder}", "teacher.mirrors=[]", "teacher.cache_text=false", "prompt=a thing"]
     words += [f"device={bench.device}", *(["teacher.dtype=float32"] if bench.device.type == "cpu" else [])]
-    words += ["teacher.image_size=64", "cameras.height=64", "cameras.width=64"] if bench.quick else []
+    if bench.quick:
+        words += ["teacher.image_size=64", "cameras.height=16", "cameras.width=16", "renderer.samples=8"]
+        words += ["scene.type=voxel_grid", "scene.resolution=16"]
     config = load(find_config(model), [*words, *(word for word in bench.words if "=" in word)])
     validate(config)
     trainer, rng, own = Trainer(config), bench.rng(), config.guidance
