@@ -2,8 +2,10 @@
 
 from __future__ import annotations
 
+import ast
 import re
 import subprocess
+from collections.abc import Iterator
 from pathlib import Path
 
 import pytest
@@ -66,6 +68,41 @@ def test_no_file_is_an_unknown_path_in_messages() -> None:
     for source in sources:
         for name in re.findall(r"\bdocs/[\w/-]+\.md", source.read_text(encoding="utf-8")):
             assert (ROOT / name).exists(), f"{name} in {source}"
+
+
+def _row(module: str, rows: dict[str, int]) -> int | None:
+    """The row of CONTRIBUTING's map that a module belongs to; None for a name that is no module."""
+    parts = module.split(".")[1:]
+    if len(parts) > 1 and parts[0] != "config" and parts[1] == "config":
+        return rows["*/config.py"]
+    return next((rows[name] for name in (f"{parts[0]}/", f"{parts[0]}.py") if name in rows), None) if parts else None
+
+
+def _imports(source: Path) -> Iterator[tuple[str, bool]]:
+    """The modules of carv3d that a file imports, and whether within a function; without those for type checking."""
+    tree = ast.parse(source.read_text(encoding="utf-8"))
+    typing = [node for node in ast.walk(tree) if isinstance(node, ast.If) and "TYPE_CHECKING" in ast.dump(node.test)]
+    left_out = {id(inner) for node in typing for inner in ast.walk(node)}
+    for node in ast.walk(tree):
+        if id(node) not in left_out and isinstance(node, ast.ImportFrom) and (node.module or "").startswith("carv3d"):
+            yield from ((f"{node.module}.{name.name}", node.col_offset > 0) for name in node.names)
+
+
+def test_the_map_of_contributing_is_true() -> None:
+    """Every part of carv3d is in the map, and imports only from its own row and from those above."""
+    text = (ROOT / "CONTRIBUTING.md").read_text(encoding="utf-8").partition("## Map")[2].partition("\n## ")[0]
+    table = [line.split("|")[1] for line in text.splitlines() if line.startswith("| `")]
+    rows = {name: row for row, cell in enumerate(table) for name in re.findall(r"`([^`]+)`", cell)}
+    for source in sorted((ROOT / "carv3d").rglob("*.py")):
+        file = source.relative_to(ROOT / "carv3d").as_posix()
+        if file in ("__init__.py", "__main__.py", "system/doctor.py", "kernels/trials.py"):
+            continue
+        own = _row("carv3d." + file.removesuffix(".py").replace("/", "."), rows)
+        assert own is not None, f"{file} is not in the map of CONTRIBUTING.md"
+        for module, within_a_function in _imports(source):
+            row = _row(module, rows)
+            lazy = within_a_function and own == rows["*/config.py"]
+            assert row is None or row <= own or lazy, f"{file} imports {module}, which is below it in CONTRIBUTING.md"
 
 
 def test_the_readme_is_short() -> None:
