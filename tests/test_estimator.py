@@ -208,7 +208,7 @@ def test_bad_settings_are_refused(teacher: TwoPointTeacher, bad: dict[str, Any])
 
 def test_the_documented_use_without_a_teacher() -> None:
     """The block of docs/how-to/estimator.md runs as it stands, and gives a gradient."""
-    text = (Path(__file__).parents[1] / "docs" / "estimator.md").read_text()
+    text = (Path(__file__).parents[1] / "docs" / "how-to" / "estimator.md").read_text()
     block = next(part for part in text.split("```python\n")[1:] if "sds_weight" in part).partition("```")[0]
     z = torch.randn(2, 4, 3, 3, generator=torch.Generator().manual_seed(0), requires_grad=True)
     given = {
