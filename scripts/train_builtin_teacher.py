@@ -16,6 +16,7 @@ import math
 import os
 import shutil
 import time
+from collections.abc import Sequence
 from itertools import groupby
 from pathlib import Path
 from typing import Any
@@ -452,8 +453,8 @@ def save_samples(work: Path, steps: int) -> None:
     write_png(sheet(torch.cat(rows), 2 * len(cameras)), work / "samples.png")
 
 
-def main() -> None:
-    """Run the stages in order."""
+def main(words: Sequence[str] | None = None) -> None:
+    """Run the stages in order, with the options of the command line or of a caller."""
     parser = argparse.ArgumentParser(description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter)
     parser.add_argument("--work", type=Path, default=Path("outputs/builtin_teacher"), help="work folder")
     parser.add_argument("--views", type=int, default=400, help="pictures of each object, a multiple of 20")
@@ -464,7 +465,7 @@ def main() -> None:
     parser.add_argument("--stop-after", choices=STAGES, default=STAGES[-1])
     parser.add_argument("--threads", type=int, default=1, help="torch threads")
     parser.add_argument("--install", action="store_true", help="copy the pipeline into the package at the end")
-    options = parser.parse_args()
+    options = parser.parse_args(words)
     work: Path = options.work
     work.mkdir(parents=True, exist_ok=True)
     torch.set_num_threads(options.threads)

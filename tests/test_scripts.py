@@ -3,43 +3,23 @@
 from __future__ import annotations
 
 import json
-import subprocess
-import sys
 from pathlib import Path
 
 import pytest
 from safetensors.torch import load_file
 
+from scripts.train_builtin_teacher import main
 from tests.test_benchmarks import measured
-
-ROOT = Path(__file__).resolve().parents[1]
-
-
-def script(name: str, *words: str) -> str:
-    """What it prints."""
-    found = subprocess.run([sys.executable, str(ROOT / "scripts" / name), *words], capture_output=True, text=True)
-    assert found.returncode == 0, found.stderr[-2000:]
-    return found.stdout
 
 
 @pytest.mark.slow
 def test_teacher_training_makes_a_pipeline_and_resumes(tmp_path: Path) -> None:
     """Data, autoencoder, U-Net, pipeline; more steps go on from the checkpoint; the result can be measured."""
-    words = [
-        "--work",
-        str(tmp_path),
-        "--views",
-        "20",
-        "--autoencoder-steps",
-        "2",
-        "--sample-steps",
-        "2",
-        "--colours",
-        "1",
-    ]
-    script("train_builtin_teacher.py", *words, "--unet-steps", "1")
+    sizes = {"views": 20, "colours": 1, "autoencoder-steps": 1, "sample-steps": 1}
+    words = ["--work", str(tmp_path), *(f"--{name}={size}" for name, size in sizes.items())]
+    main([*words, "--unet-steps", "1"])
     first = load_file(tmp_path / "unet.safetensors")
-    script("train_builtin_teacher.py", *words, "--unet-steps", "3")
+    main([*words, "--unet-steps", "3"])
     second = load_file(tmp_path / "unet.safetensors")
     assert int(first["step"]) == 1 and int(second["step"]) == 3
     stages = [json.loads(line)["stage"] for line in (tmp_path / "log.jsonl").read_text().splitlines()]

@@ -12,7 +12,7 @@ from __future__ import annotations
 
 import numpy as np
 import torch
-from scipy import stats
+from scipy import special
 from torch import Tensor
 
 
@@ -71,7 +71,7 @@ def z_scores(samples: Tensor) -> Tensor:
     x = samples.double().cpu().numpy()
     error = x.std(1, ddof=1) / x.shape[1] ** 0.5
     t = np.divide(x.mean(1), error, out=np.zeros(len(x)), where=error > 0)
-    return torch.from_numpy(np.clip(stats.norm.isf(stats.t.sf(t, x.shape[1] - 1)), -38, 38))
+    return torch.from_numpy(np.clip(-special.ndtri(special.stdtr(x.shape[1] - 1, -t)), -38, 38))
 
 
 def detectable_bias(samples: Tensor, power: Tensor, z: float = 4.0) -> Tensor:

@@ -17,7 +17,7 @@ from dataclasses import dataclass
 import numpy as np
 import torch
 from numpy.typing import NDArray
-from scipy import stats
+from scipy import special
 from torch import Tensor
 
 Floats = NDArray[np.float64]
@@ -37,7 +37,7 @@ class Interval:
         value = float(samples.mean()) if len(samples) else math.nan
         if len(samples) < 2:
             return cls(value, -math.inf, math.inf)
-        half = float(stats.t.ppf(0.975, len(samples) - 1) * samples.std(ddof=1)) / math.sqrt(len(samples))
+        half = float(special.stdtrit(len(samples) - 1, 0.975) * samples.std(ddof=1)) / math.sqrt(len(samples))
         return cls(value, value - half, value + half)
 
     @property

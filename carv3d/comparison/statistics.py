@@ -10,7 +10,7 @@ from dataclasses import dataclass
 
 import numpy as np
 from numpy.typing import NDArray
-from scipy import stats
+from scipy import special
 
 Array = NDArray[np.float64]
 
@@ -91,7 +91,7 @@ class Bootstrap:
             # spread is uncertain, so that the interval is widened by Student's t.
             middle = values.mean(1, keepdims=True)
             freedom = values.shape[0] * (self.seeds - 1)
-            wider = np.sqrt(self.seeds / (self.seeds - 1)) * stats.t.ppf(0.975, freedom) / stats.norm.ppf(0.975)
+            wider = np.sqrt(self.seeds / (self.seeds - 1)) * special.stdtrit(freedom, 0.975) / special.ndtri(0.975)
             values = middle + wider * (values - middle)
         found: Array = np.einsum("bps,ps...->bp...", self._weights, values)
         return found

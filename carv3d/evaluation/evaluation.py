@@ -12,12 +12,12 @@ import torch
 from torch import Tensor
 
 from carv3d import build
+from carv3d import mesh as meshes
 from carv3d.cameras import Cameras
 from carv3d.errors import UserError
 from carv3d.evaluation.clip import DEFAULT_CLIP, Clip, views
 from carv3d.generation.generation import load_trained
 from carv3d.generation.results import render_views
-from carv3d.mesh import load
 from carv3d.renderers.mesh import render_mesh
 from carv3d.runs import Run
 from carv3d.shapes import ALL_THINGS, Gallery, Thing, parse
@@ -103,7 +103,7 @@ def evaluate_run(run: Run, clip: Clip | None = None, others: Sequence[str] = ())
         )
     trained = load_trained(run)
     path = next((path for path in sorted(run.mesh.glob("mesh.*")) if path.suffix in (".glb", ".obj", ".ply")), None)
-    mesh = load(path) if path else None
+    mesh = meshes.load(path) if path else None
     figures: dict[str, Any] = {"prompt": prompt}
     if thing is not None:
         figures["object"] = thing.caption

@@ -10,10 +10,11 @@ import torch
 import torch.nn.functional as F
 from torch import Tensor
 
+from carv3d import mesh as meshes
 from carv3d.cameras import Cameras, Sampler
 from carv3d.generation.config import MeshConfig, TurntableConfig
 from carv3d.images import sheet, write_png, write_video
-from carv3d.mesh import FORMATS, Mesh, bake_texture, extract, save
+from carv3d.mesh.base import Mesh
 from carv3d.renderers import Renderer
 from carv3d.runs import disk_errors, replace_file
 from carv3d.scenes import Scene
@@ -97,20 +98,20 @@ def export(scene: Scene, section: MeshConfig, folder: Path) -> tuple[Mesh | None
         the mesh, if one of the formats is a mesh's; the files.
     """
     mesh, files = None, []
-    formats = [kind for kind in section.formats if kind in FORMATS]
+    formats = [kind for kind in section.formats if kind in meshes.FORMATS]
     if formats:
         field = scene.field(section.resolution)
-        mesh = extract(
+        mesh = meshes.extract(
             field,
             resolution=section.resolution,
             threshold=section.threshold,
             faces=section.faces or None,
         )
         if section.texture == "uv":
-            mesh = bake_texture(mesh, field, section.texture_size)
+            mesh = meshes.bake_texture(mesh, field, section.texture_size)
     with disk_errors(folder):
         if mesh is not None:
-            files = save(mesh, folder, formats)
+            files = meshes.save(mesh, folder, formats)
         if "splat" in section.formats and (splats := scene.splats()) is not None:
             folder.mkdir(parents=True, exist_ok=True)
             replace_file(folder / "splat.ply", splats)

@@ -4,9 +4,6 @@
 write and read GLB, OBJ and PLY. `carv3d.renderers.mesh` draws a mesh.
 """
 
-from carv3d.mesh.base import Field, Mesh
-from carv3d.mesh.files import FORMATS, load, save
-from carv3d.mesh.isosurface import extract
-from carv3d.mesh.texture import bake_texture
+import lazy_loader
 
-__all__ = ["FORMATS", "Field", "Mesh", "bake_texture", "extract", "load", "save"]
+__getattr__, __dir__, __all__ = lazy_loader.attach_stub(__name__, __file__)  # names and modules: __init__.pyi

@@ -8,8 +8,6 @@ from typing import Any, NamedTuple
 
 import numpy as np
 import torch
-import trimesh
-from scipy.spatial import cKDTree
 from torch import Tensor
 
 from carv3d.errors import UserError
@@ -46,6 +44,8 @@ def read(path: Path | str, bound: float) -> PointCloud:
         UserError: no such file, not a .ply, no points, wrong columns, a coordinate that is not finite, or points
             outside the cube [-bound, bound]^3.
     """
+    import trimesh  # half a second
+
     path = Path(path).expanduser()
     if not path.is_file():
         raise UserError(f"no point cloud {path}: scene.points takes a .ply file, or nothing for a ball of points")
@@ -77,6 +77,8 @@ def read(path: Path | str, bound: float) -> PointCloud:
 
 def spacing(positions: Tensor, least: float) -> Tensor:
     """(N,) mean distance of each point to its three nearest neighbours, `least` or more; world units."""
+    from scipy.spatial import cKDTree
+
     if len(positions) < 2:
         return positions.new_full((len(positions),), least)
     points = positions.cpu().numpy()
