@@ -17,7 +17,7 @@ import os
 import shutil
 import time
 from collections.abc import Sequence
-from itertools import groupby
+from itertools import groupby, islice
 from pathlib import Path
 from typing import Any
 
@@ -110,10 +110,10 @@ class Trainer:
 # ---------------------------------------------------------------------------------------------- data
 
 
-def make_data(work: Path, views: int) -> None:
-    """Shade maps of every shape from random cameras; any colour can be painted on them exactly."""
+def make_data(work: Path, views: int, count: int) -> None:
+    """Shade maps of the first shapes from random cameras; any colour can be painted on them exactly."""
     maps, shapes, azimuths, elevations = [], [], [], []
-    for shape, batches in groupby(training_views(views), key=lambda batch: batch[0]):
+    for shape, batches in islice(groupby(training_views(views), key=lambda batch: batch[0]), count):
         for _, cameras in batches:
             maps.append(shade_maps(shape, cameras).mul(255).round().byte())
             azimuths.append(cameras.azimuth)
@@ -219,7 +219,7 @@ def train_autoencoder(work: Path, steps: int) -> None:
     vae.eval()
     check = torch.Generator().manual_seed(1)
     with torch.no_grad():
-        x = clean_views(data, 320, check)
+        x = clean_views(data, min(320, len(data["maps"])), check)
         latents = torch.cat([vae.encode(part).latent_dist.mean for part in x.split(32)])
         standardise_latents(vae, latents)
         y = torch.cat([vae.decode(vae.encode(part).latent_dist.mode()).sample for part in x.split(32)])
@@ -409,7 +409,7 @@ def train_unet(work: Path, steps: int, sample_steps: int, colours: int) -> None:
         if trainer.step % 500 == 0 or trainer.step == steps:
             trainer.save()
             save_pipeline(work, ema.module, vae, tokenizer)
-            save_samples(work, sample_steps)
+            save_samples(work, sample_steps, int(data["shape"].max()) + 1)
 
 
 # ------------------------------------------------------------------------------------------ pipeline
@@ -441,12 +441,12 @@ def save_pipeline(work: Path, model: torch.nn.Module, vae: AutoencoderKL, tokeni
     os.replace(temporary, work / "pipeline")
 
 
-def save_samples(work: Path, steps: int) -> None:
-    """A grid of what the teacher makes of some captions: four sides and a view from above."""
+def save_samples(work: Path, steps: int, count: int) -> None:
+    """A grid of what the teacher makes of the captions of the first shapes: four sides and a view from above."""
     teacher = DiffusersTeacher(DiffusersTeacherConfig(path=str(work / "pipeline")))
     cameras = Cameras.look_at_origin(torch.tensor([20.0, 110, 200, 290, 30]), torch.tensor([15.0, 15, 15, 15, 60]))
     rng, rows = torch.Generator().manual_seed(0), []
-    for index, shape in enumerate(SHAPES):
+    for index, shape in enumerate(islice(SHAPES, count)):
         condition = teacher.condition(Thing(shape, list(COLOURS)[index % len(COLOURS)]).caption, cameras)
         size = (len(cameras), LATENT_CHANNELS, SIZE // 4, SIZE // 4)
         rows.append(teacher.decode(ddim_sample(teacher, condition, size, rng, steps=steps)))
@@ -458,6 +458,7 @@ def main(words: Sequence[str] | None = None) -> None:
     parser = argparse.ArgumentParser(description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter)
     parser.add_argument("--work", type=Path, default=Path("outputs/builtin_teacher"), help="work folder")
     parser.add_argument("--views", type=int, default=400, help="pictures of each object, a multiple of 20")
+    parser.add_argument("--shapes", type=int, default=len(SHAPES), help="train on the first N, for a try")
     parser.add_argument("--colours", type=int, default=len(COLOURS), help="train on the first N, for a try")
     parser.add_argument("--autoencoder-steps", type=int, default=7500)
     parser.add_argument("--unet-steps", type=int, default=14500)
@@ -471,7 +472,7 @@ def main(words: Sequence[str] | None = None) -> None:
     torch.set_num_threads(options.threads)
     last = STAGES.index(options.stop_after)
     if not (work / "data.safetensors").exists():
-        make_data(work, options.views)
+        make_data(work, options.views, options.shapes)
     if last >= 1 and not (work / "vae").exists():
         train_autoencoder(work, options.autoencoder_steps)
     if last >= 2:

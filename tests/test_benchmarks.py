@@ -2,7 +2,9 @@
 
 from __future__ import annotations
 
+import contextlib
 import importlib
+import io
 import json
 import re
 from dataclasses import replace
@@ -13,10 +15,12 @@ import torch
 from typer.testing import CliRunner
 
 from carv3d.errors import UserError
+from scripts.benchmarks import shapes
 from scripts.benchmarks.__main__ import app, main
 from scripts.benchmarks.backends import compare, volume
 from scripts.benchmarks.harness import PAGE, Bench, Table, every_table, marked, read, run, suites, with_tables, write
 from tests import nerfacc_kernels
+from tests.test_cli import carv3d
 
 
 def measured(folder: Path, suite: str, *words: str, tables: str = "") -> dict[str, Table]:
@@ -106,9 +110,19 @@ def test_a_run_is_only_taken_up_if_it_is_the_same() -> None:
     assert len(set(folders)) == 5 and own.folder("a", ["x=1"]) == folders[0]
 
 
+def in_process(*words: str) -> str:
+    """What the command line prints, without the seconds of a new process."""
+    out = io.StringIO()
+    with contextlib.redirect_stdout(out):
+        code, _, _ = carv3d(*words)
+    assert code == 0
+    return out.getvalue()
+
+
 @pytest.mark.slow
-def test_an_object_of_the_shapes(tmp_path: Path) -> None:
+def test_an_object_of_the_shapes(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
     """One prompt, generated and evaluated, at the seed of the command line and on its device."""
+    monkeypatch.setattr(shapes, "carv3d", in_process)
     table = measured(tmp_path, "shapes", "training.steps=1", "--seed", "3")
     assert {name: len(each.rows) for name, each in table.items()} == {"shapes-means": 1, "shapes": 1}
     (config,) = tmp_path.glob("runs/*/*/config.yaml")

@@ -30,6 +30,7 @@ from carv3d.shapes import parse, reference
 from scripts.benchmarks.harness import Bench, Table
 
 KEYS = ("psnr", "iou", "mesh_psnr", "mesh_iou")
+_SMALL = ["training.steps=3", "mesh.resolution=32", "turntable.frames=2", "turntable.size=64", "turntable.sheet=64"]
 _JOBS = 2  # prompts at a time, a thread each
 
 
@@ -39,7 +40,7 @@ def measure(bench: Bench) -> Iterator[tuple[str, Table]]:
     overrides = [word for word in bench.words if "=" in word]
     prompts = read_prompts(find_prompts("prompts/shapes.txt"))
     if bench.quick:
-        prompts, overrides = prompts[:1], ["training.steps=3", "mesh.resolution=32", "turntable.frames=2", *overrides]
+        prompts, overrides = prompts[:1], [*_SMALL, *overrides]
     overrides = [f"device={bench.device}", f"seed={bench.seed}", *overrides]
     folder = bench.folder(config, overrides)
     folder.mkdir(parents=True, exist_ok=True)
@@ -64,22 +65,25 @@ def cells(rows: list[dict[str, Any]]) -> list[str]:
 
 def one(prompt: str, folder: Path, config: str, overrides: list[str], bench: Bench) -> dict[str, Any]:
     """Run (or finish) and evaluate one prompt, each in a process of its own."""
-    carv3d = [sys.executable, "-m", "carv3d"]
-    environment = os.environ | {"OMP_NUM_THREADS": "1"}
     path = folder / slug(prompt)
-    command = [*carv3d, "generate", config, prompt, "threads=1", *overrides, "--output", str(path)]
+    words = ["generate", config, prompt, "threads=1", *overrides, "--output", str(path)]
     if (path / "environment.json").exists():
-        command = [*carv3d, "generate", "--resume", str(path)]
+        words = ["generate", "--resume", str(path)]
     if not (path / "mesh" / "mesh.ply").exists():
-        subprocess.run(command, check=True, env=environment, stdout=subprocess.DEVNULL, stderr=subprocess.DEVNULL)
+        carv3d(*words)
     kept = path / "evaluation.json"
     if not kept.exists():
-        command = [*carv3d, "evaluate", str(path), "--json"]
-        found = subprocess.run(command, check=True, env=environment, capture_output=True, text=True)
-        replace_file(kept, found.stdout.encode())
+        replace_file(kept, carv3d("evaluate", str(path), "--json").encode())
     figures: dict[str, Any] = json.loads(kept.read_text())
     bench.say(f"{prompt}: {figures['psnr']:.1f} dB")
     return figures
+
+
+def carv3d(*words: str) -> str:
+    """What the command prints, in a process of its own with one thread."""
+    command, environment = [sys.executable, "-m", "carv3d", *words], os.environ | {"OMP_NUM_THREADS": "1"}
+    found = subprocess.run(command, check=True, env=environment, stdout=subprocess.PIPE, stderr=subprocess.DEVNULL)
+    return found.stdout.decode()
 
 
 def gallery(folder: Path, prompts: list[str]) -> torch.Tensor:
