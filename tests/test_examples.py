@@ -2,13 +2,13 @@
 
 from __future__ import annotations
 
-import os
 import re
-import subprocess
+import runpy
 import sys
 from pathlib import Path
 
 import pytest
+import torch
 
 from carv3d.comparison.execution import _Children
 from carv3d.runs import read_metrics
@@ -40,16 +40,6 @@ SHORT = [
 def on_path(monkeypatch: pytest.MonkeyPatch) -> None:
     """The examples' folder is on the path, as their first lines say."""
     monkeypatch.syspath_prepend(str(EXAMPLES))
-
-
-def run(tmp_path: Path, *words: str) -> str:
-    """What a command prints; the examples' folder is on the path, as their first lines say."""
-    environment = os.environ | {"PYTHONPATH": str(EXAMPLES)}
-    found = subprocess.run(
-        [sys.executable, *words], capture_output=True, text=True, cwd=tmp_path, env=environment, timeout=300
-    )
-    assert found.returncode == 0, found.stderr[-2000:]
-    return found.stdout
 
 
 @pytest.mark.parametrize(
@@ -144,8 +134,23 @@ def test_a_plug_in_that_cannot_make_a_mesh_says_so(
     ],
     ids=lambda v: v[0] if isinstance(v, list) else "",
 )
-def test_loops_of_ones_own(tmp_path: Path, words: list[str], said: str) -> None:
-    assert re.search(said, run(tmp_path, str(EXAMPLES / words[0]), *words[1:]))
+def test_loops_of_ones_own(
+    on_path: None,
+    tmp_path: Path,
+    monkeypatch: pytest.MonkeyPatch,
+    capsys: pytest.CaptureFixture[str],
+    words: list[str],
+    said: str,
+) -> None:
+    """Each file as a program, in an empty folder."""
+    monkeypatch.chdir(tmp_path)
+    monkeypatch.setattr(sys, "argv", words)
+    threads = torch.get_num_threads()
+    try:
+        runpy.run_path(str(EXAMPLES / words[0]), run_name="__main__")
+    finally:
+        torch.set_num_threads(threads)
+    assert re.search(said, capsys.readouterr().out)
 
 
 def test_the_list_of_examples_is_whole() -> None:

@@ -31,6 +31,7 @@ from carv3d.teachers.config import ExactTeacherConfig
 from carv3d.teachers.exact import ExactCondition
 from carv3d.training.engine import fetch
 from carv3d.training.trainer import Trainer
+from tests.test_cli import carv3d
 
 
 def small(steps: int = 12, **guidance: object) -> Config:
@@ -166,19 +167,15 @@ def test_killed_run_resumes_with_the_same_parameters(tmp_path: Path) -> None:
         "mesh.formats=[]",
     ]
     common += ["turntable.frames=2", "turntable.size=32", "turntable.sheet=32"]
-    carv3d = [sys.executable, "-m", "carv3d", "generate"]
-
-    def run(*words: str) -> None:
-        subprocess.run([*carv3d, *words], check=True, capture_output=True, timeout=120)
-
-    run(*common, "--output", str(tmp_path / "whole"))
+    assert carv3d("generate", *common, "--output", str(tmp_path / "whole"))[0] == 0
     killed = tmp_path / "killed"
-    process = subprocess.Popen([*carv3d, *common, "--output", str(killed)], stderr=subprocess.DEVNULL)
+    command = [sys.executable, "-m", "carv3d", "generate", *common, "--output", str(killed)]
+    process = subprocess.Popen(command, stderr=subprocess.DEVNULL)
     while len(list(killed.glob("checkpoints/step_*"))) < 2 and process.poll() is None:
         time.sleep(0.002)
     process.send_signal(signal.SIGKILL)
     assert process.wait() == -signal.SIGKILL, "the run ended before it could be killed"
-    run("--resume", str(killed))
+    assert carv3d("generate", "--resume", str(killed))[0] == 0
     with Run.open(tmp_path / "whole") as one, Run.open(killed) as two:
         first, second = one.load_checkpoint(), two.load_checkpoint()
         assert first.step == second.step == 24
