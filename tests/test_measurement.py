@@ -14,6 +14,7 @@ import torch
 from carv3d.config import find_config, load
 from carv3d.measurement import findings, observe
 from carv3d.measurement import report as report_of
+from carv3d.measurement.observation import Observation
 from carv3d.training.trainer import Trainer
 from tests.test_cli import QUICK, carv3d
 
@@ -35,7 +36,7 @@ def trainer() -> Trainer:
 
 
 def test_from_run_to_page(run: Path, capsys: pytest.CaptureFixture[str]) -> None:
-    code, out, _ = carv3d("measure", str(run), "--budget", "6", *GRID, "--json", capsys=capsys)
+    code, out, _ = carv3d("measure", str(run), "--budget", "6", "--precision", "9", *GRID, "--json", capsys=capsys)
     assert code == 0
     found = json.loads(out)
     keys = {"method", "R", "K", "variance", "variance_between", "variance_within", "cost_ms", "ecm", "re", "z"}
@@ -57,12 +58,19 @@ def test_from_run_to_page(run: Path, capsys: pytest.CaptureFixture[str]) -> None
     assert not re.search(r"(src|href)=[\"']https?:", page)
 
 
-def test_rows_are_consistent(trainer: Trainer) -> None:
-    """Parts add up, R renders have 1 / R of the variance, the baseline's ECM is 1, and the scene is as it was."""
+@pytest.fixture(scope="module")
+def observed(trainer: Trainer) -> Observation:
+    """Of four K; the scene is as it was."""
     before = [p.detach().clone() for p in trainer.parameters()]
-    report = report_of(observe(trainer, renders=[1, 2, 4], resamples=[1, 2, 4], budget=6, precision=0))
+    found = observe(trainer, renders=[1, 2, 4], resamples=[1, 2, 4, 8], budget=7, precision=9)
     assert all(torch.equal(a, b) for a, b in zip(before, trainer.parameters(), strict=True))
     assert all(p.grad is None or not p.grad.any() for p in trainer.parameters())
+    return found
+
+
+def test_rows_are_consistent(observed: Observation) -> None:
+    """Parts add up, R renders have 1 / R of the variance, and the baseline's ECM is 1."""
+    report = report_of(observed)
     by = {(row.method, row.R, row.K): row for row in report.rows}
     for row in report.rows:
         assert row.variance == pytest.approx(row.variance_between + row.variance_within)
@@ -74,9 +82,9 @@ def test_rows_are_consistent(trainer: Trainer) -> None:
     assert report.moments["oracle"] <= min(report.moments["importance"], report.moments["uniform"])
 
 
-def test_simulated_ratio_peaks_where_the_model_says(trainer: Trainer) -> None:
+def test_simulated_ratio_peaks_where_the_model_says(observed: Observation) -> None:
     """Costs are the model's, so ECM of uniform draws is the closed form, largest at the K next to sqrt(a b)."""
-    report = report_of(observe(trainer, renders=[1, 2], resamples=[1, 2, 4, 8], budget=6), cost_ratio=4.0)
+    report = report_of(observed, cost_ratio=4.0)
     assert report.cost.ratio == pytest.approx(4.0)
     a, b = 4.0, report.within.value / report.between.value
     for row in report.rows:
@@ -87,26 +95,36 @@ def test_simulated_ratio_peaks_where_the_model_says(trainer: Trainer) -> None:
 
 
 def test_initial_scene_of_a_config(tmp_path: Path, capsys: pytest.CaptureFixture[str]) -> None:
-    words = ["a red cone", "shapes", *QUICK, "--budget", "5", *GRID, "--output", str(tmp_path / "m")]
+    words = [
+        "a red cone",
+        "shapes",
+        *QUICK,
+        "--budget",
+        "5",
+        "--precision",
+        "9",
+        *GRID,
+        "--output",
+        str(tmp_path / "m"),
+    ]
     code, _, err = carv3d("measure", *words, capsys=capsys)
     assert code == 0 and "guidance.renders=" in err and (tmp_path / "m" / "report.html").exists()
 
 
 def test_one_k_can_be_measured(trainer: Trainer) -> None:
     """What a draw costs is then timed with another."""
-    found = report_of(observe(trainer, renders=[1], resamples=[1], budget=5))
+    found = report_of(observe(trainer, renders=[1], resamples=[1], budget=5, precision=9))
     assert {row.K for row in found.rows} == {1} and found.cost.c_denoise > 0
 
 
-@pytest.mark.parametrize("how", [[], ["--json"]])
 def test_what_cannot_be_trusted_is_exit_code_one(
-    how: list[str], run: Path, tmp_path: Path, monkeypatch: pytest.MonkeyPatch, capsys: pytest.CaptureFixture[str]
+    run: Path, tmp_path: Path, monkeypatch: pytest.MonkeyPatch, capsys: pytest.CaptureFixture[str]
 ) -> None:
     monkeypatch.setattr(findings, "TRUSTED_Z", -100.0)
-    words = ["measure", str(run), "--budget", "5", *GRID, "--output", str(tmp_path / "m"), *how]
-    code, out, err = carv3d(*words, capsys=capsys)
-    assert code == 1
-    assert json.loads(out)["trusted"] is False if how else "Do not trust" in err
+    words = ["--budget", "5", "--precision", "9", *GRID, "--output", str(tmp_path / "m")]
+    code, _, err = carv3d("measure", str(run), *words, capsys=capsys)
+    assert code == 1 and "Do not trust" in err
+    assert json.loads((tmp_path / "m" / "measurement.json").read_text())["trusted"] is False
 
 
 def mistakes() -> list[Any]:

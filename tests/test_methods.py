@@ -86,7 +86,7 @@ class TestLinearGaussian:
 
     def test_between_of_single_draws_alone(self) -> None:
         """Pairs of draws share a timestep: what that leaves in their mean is not taken for the view's."""
-        found, carv = linear(methods([1]), 600, 3)
+        found, carv = linear(methods([1]), 200, 3)
         mean = carv.w[carv.p > 0].mean().item()
         assert found.between_samples().mean() == pytest.approx(mean**2 * D * A_SCALE**2, rel=0.05)
 
