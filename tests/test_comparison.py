@@ -124,7 +124,7 @@ def test_teacher_without_true_objects(tmp_path: Path, monkeypatch: pytest.Monkey
 def test_quality_by_clip(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
     """Without true objects, CLIP gives curves, differences and a page; a comparison by something else is refused."""
     teacher, clip = make_pipeline(tmp_path / "teacher", camera=False), make_clip(tmp_path / "clip")
-    (tmp_path / "prompts.txt").write_text("a dragon\na fox\n")
+    (tmp_path / "prompts.txt").write_text("a dragon\n")
     monkeypatch.setattr(_Children, "run", in_process)
     words = [f"teacher.path={teacher}", *(w for w in TINY if not w.startswith("teacher")), "training.steps=2"]
     where = ["--prompts", str(tmp_path / "prompts.txt"), "--seeds", "1", "--output", str(tmp_path / "out")]

@@ -251,7 +251,7 @@ def sections(of: Any) -> st.SearchStrategy[Any]:
     return st.builds(of, **found)
 
 
-@settings(max_examples=30, phases=[Phase.explicit, Phase.generate])  # shrinking takes long
+@settings(max_examples=12, phases=[Phase.explicit, Phase.generate])  # shrinking takes long
 @given(sections(Config))
 def test_config_survives_writing_and_reading(config: Config) -> None:
     """A run is repeated from its config.yaml: not a bit of any value may change on the way."""

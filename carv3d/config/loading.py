@@ -153,13 +153,12 @@ class _Adding:
         return self._section(section, old, value, f"{path}.")
 
     def _default(self, kind: str, name: Any, path: str) -> Any:
-        where = self.layer.where(f"{path}.type")
-        if problem := unknown_type(kind, name):
-            raise UserError(f"{where}: {path}.type {problem}")
         try:
+            if problem := unknown_type(kind, name):
+                raise UserError(f"{path}.type {problem}")
             return config_of(kind, name)()
         except UserError as error:
-            raise UserError(f"{where}: {error}") from None
+            raise UserError(f"{self.layer.where(f'{path}.type')}: {error}") from None
 
     def _schedule(self, field: Field, old: Any, value: Any, path: str) -> Any:
         """A mapping changes parts of the schedule before it; any other value replaces it."""
