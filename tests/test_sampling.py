@@ -59,6 +59,16 @@ def test_draws_follow_the_proposal() -> None:
     assert abs(statistic - 960) < 4 * (2 * 960) ** 0.5
 
 
+@pytest.mark.parametrize(
+    ("weighting", "expected"),
+    [("sds", 0.36), ("uniform", 1.0), ("fantasia3d", 0.8 * 0.36), ("velocity", 1 / 0.8)],
+)
+def test_weights_are_the_published_ones(weighting: str, expected: float) -> None:
+    """At alpha_t = 0.8, sigma_t = 0.6: sigma^2 (DreamFusion), 1, alpha sigma^2 (Fantasia3D), 1 / alpha (flows)."""
+    alpha, sigma = torch.tensor([[0.8], [0.6]], dtype=torch.float64)
+    assert sds_weight(alpha, sigma, weighting).item() == pytest.approx(expected, rel=1e-12)  # type: ignore[arg-type]
+
+
 @pytest.mark.parametrize("weighting", ["sds", "uniform", "fantasia3d"])
 def test_importance_makes_the_weighted_ratio_constant(weighting: str) -> None:
     """With q proportional to p w, (p/q) w is the same for every t: the average is a plain mean of residuals."""
