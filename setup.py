@@ -44,6 +44,7 @@ setup(
         "manifold3d>=3",
         "matplotlib>=3.8",
         "nerfacc>=0.5.3",
+        "numba>=0.60",  # kernels for the CPU, compiled at the first use
         "numpy>=1.26",
         "omegaconf>=2.4",  # its dataclasses may have Literal fields
         "pillow>=10",

@@ -42,15 +42,15 @@ def test_the_choice(package: Backend, caplog: pytest.LogCaptureFixture) -> None:
         return f"{package} does not build: no such flag"
 
     caplog.set_level(logging.INFO)
-    assert choose("torch", package, works, device) == "torch" and not asked  # nothing is built for it
-    assert choose("auto", package, works, device) == choose(package, package, works, device) == package
+    assert choose("torch", {package: works}, device) == "torch" and not asked  # nothing is built for it
+    assert choose("auto", {package: works}, device) == choose(package, {package: works}, device) == package
     assert caplog.messages == [] and asked == [device] * 2
-    assert choose("auto", package, fails, device) == "torch"
+    assert choose("auto", {package: fails}, device) == "torch"
     assert caplog.messages == [f"renderer.backend=auto is torch here: {package} does not build: no such flag"]
     with pytest.raises(UserError, match=r"does not build: no such flag: use renderer\.backend=torch"):
-        choose(package, package, fails, device)
+        choose(package, {package: fails}, device)
     caplog.clear()
-    assert choose("auto", package, fails, torch.device("cpu")) == "torch"
+    assert choose("auto", {package: fails}, torch.device("cpu")) == "torch"
     assert caplog.messages == []  # on a CPU nothing is missing
 
 
@@ -58,7 +58,7 @@ def test_a_run_with_a_backend_that_is_not_there_is_refused(tmp_path: Path, capsy
     """Before the folder is made; and each backend draws one kind of scene."""
     for words, reason in (
         (("shapes", "renderer.backend=nerfacc"), "renderer.backend=nerfacc, but nerfacc"),
-        (("shapes", "renderer.backend=gsplat"), "auto, torch or nerfacc with scene.type=voxel_grid"),
+        (("shapes", "renderer.backend=gsplat"), "auto, torch, nerfacc or numba with scene.type=voxel_grid"),
         (("gaussians", "renderer.backend=nerfacc"), "auto, torch or gsplat with scene.type=gaussians"),
     ):
         run = str(tmp_path / "run")

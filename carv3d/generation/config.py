@@ -179,9 +179,9 @@ class Config(CommonConfig):
         scene = self.scene
         drawn_by = getattr(scene, "renderer", "volume")
         if (backend := getattr(self.renderer, "backend", None)) is not None:
-            package = {"splat": "gsplat", "volume": "nerfacc"}.get(drawn_by, "torch")
-            fits = backend in ("auto", "torch", package)
-            yield "renderer.backend", backend, fits, f"auto, torch or {package} with scene.type={scene.type}"
+            known = ["auto", "torch", *{"splat": ["gsplat"], "volume": ["nerfacc", "numba"]}.get(drawn_by, [])]
+            names = f"{', '.join(known[:-1])} or {known[-1]}"
+            yield "renderer.backend", backend, backend in known, f"{names} with scene.type={scene.type}"
         terms = getattr(scene, "penalties", FieldConfig.penalties if drawn_by == "volume" else ())
         for key in fields_of(RegulariserConfig):
             weight = getattr(self.regularisers, key)

@@ -1,11 +1,9 @@
-"""The choice of a rendering backend: plain torch on any device, or another package's CUDA kernels behind the same
-call.
-"""
+"""The choice of a rendering backend: plain torch on any device, or compiled kernels behind the same call."""
 
 from __future__ import annotations
 
 import logging
-from collections.abc import Callable
+from collections.abc import Callable, Mapping
 
 import torch
 
@@ -17,28 +15,36 @@ log = logging.getLogger(__name__)
 Problem = Callable[[torch.device], "str | None"]
 
 
-def choose(asked: Backend, package: Backend, problem: Problem, device: torch.device) -> str:
-    """`package`, or "torch".
+def choose(asked: Backend, kernels: Mapping[str, Problem], device: torch.device) -> str:
+    """One of the kernels, or "torch".
 
     Args:
-        asked: by the config; "auto" is the package where it works, else torch. On CUDA the log says so in one line.
-        package: the one that draws this kind of scene.
-        problem: the reason why it cannot render on a device, None if it can; it builds the kernels.
+        asked: by the config; "auto" is the first of the kernels that works, else torch. On CUDA the log says so in one
+            line.
+        kernels: those that draw this kind of scene, by name: the reason why one cannot render on a device, None if it
+            can. The call may build it.
         device: where it will draw.
 
     Raises:
-        UserError: the package is asked for and does not work here.
-        ValueError: another kind of scene's package is asked for.
+        UserError: a kernel is asked for and does not work here.
+        ValueError: another kind of scene's kernel is asked for.
     """
-    if asked not in ("auto", "torch", package):
-        raise ValueError(f"backend must be auto, torch or {package}, got {asked!r}")
+    if asked not in ("auto", "torch", *kernels):
+        raise ValueError(f"backend must be one of auto, torch, {', '.join(kernels)}, not {asked!r}")
     if asked == "torch":
         return "torch"
-    found = problem(device)
-    if found is None:
-        return package
-    if asked == package:
-        raise UserError(f"renderer.backend={package}, but {found}: use renderer.backend=torch, or see `carv3d doctor`")
+    reasons = []
+    for name, problem in kernels.items():
+        if asked not in ("auto", name):
+            continue
+        found = problem(device)
+        if found is None:
+            return name
+        reasons.append(found)
+    if asked != "auto":
+        raise UserError(
+            f"renderer.backend={asked}, but {reasons[0]}: use renderer.backend=torch, or see `carv3d doctor`"
+        )
     if device.type == "cuda":
-        log.info("renderer.backend=auto is torch here: %s", found)
+        log.info("renderer.backend=auto is torch here: %s", reasons[0])
     return "torch"

@@ -9,7 +9,7 @@ from carv3d import registry
 from carv3d.config.components import Context
 from carv3d.config.keys import Key
 
-Backend = Literal["auto", "torch", "gsplat", "nerfacc"]
+Backend = Literal["auto", "torch", "gsplat", "nerfacc", "numba"]
 
 
 @dataclass
@@ -21,7 +21,9 @@ class RendererConfig:
         Literal["white", "random", "learned"] | list[float],
         Key("or a colour", ge=0, le=1, length=3, allowed="white, random, learned or [r, g, b] from 0 to 1"),
     ] = "white"
-    backend: Annotated[Backend, Key("auto: on CUDA gsplat or nerfacc if it works, else torch")] = "auto"
+    backend: Annotated[Backend, Key("auto: on CUDA gsplat or nerfacc, on the CPU numba, if it works; else torch")] = (
+        "auto"
+    )
     samples: Annotated[int, Key("along a ray, of fields", ge=1)] = 64
     occupancy_resolution: Annotated[
         int, Key("cells along a side of the mask that skips empty space, of fields; 0: no mask", ge=0, le=256)

@@ -28,7 +28,7 @@ class SplatRenderer(Renderer[Gaussians]):
 
     def __init__(self, config: RendererConfig, *, device: torch.device | None = None) -> None:
         super().__init__(config.background)
-        self.backend = choose(config.backend, "gsplat", gsplat_backend.problem, device or torch.device("cpu"))
+        self.backend = choose(config.backend, {"gsplat": gsplat_backend.problem}, device or torch.device("cpu"))
 
     def forward(
         self,

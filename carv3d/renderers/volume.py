@@ -1,4 +1,4 @@
-"""Volume rendering of a field: one call, composited by plain torch on any device or by nerfacc on CUDA."""
+"""Volume rendering of a field: one call, by plain torch on any device, nerfacc on CUDA, or a field's own kernel."""
 
 from __future__ import annotations
 
@@ -6,6 +6,8 @@ import torch
 from torch import Tensor
 
 from carv3d.cameras import Cameras
+from carv3d.kernels import jit
+from carv3d.kernels.voxel_volume import FAINT
 from carv3d.renderers import compositing, nerfacc_backend
 from carv3d.renderers.backend import choose
 from carv3d.renderers.base import EMPTY, RaySamples, Render, Renderer
@@ -13,9 +15,6 @@ from carv3d.renderers.config import RendererConfig
 from carv3d.renderers.occupancy import Occupancy
 from carv3d.renderers.rays import Rays
 from carv3d.scenes import RadianceField
-
-_FAINT = 1e-3
-"""Samples that add no more than this to their pixel have no normal in pictures that are looked at."""
 
 
 class VolumeRenderer(Renderer[RadianceField]):
@@ -35,7 +34,8 @@ class VolumeRenderer(Renderer[RadianceField]):
     def __init__(self, config: RendererConfig, *, device: torch.device | None = None) -> None:
         super().__init__(config.background)
         self.config = config
-        self.backend = choose(config.backend, "nerfacc", nerfacc_backend.problem, device or torch.device("cpu"))
+        kernels = {"nerfacc": nerfacc_backend.problem, "numba": jit.problem}
+        self.backend = choose(config.backend, kernels, device or torch.device("cpu"))
         cells = config.occupancy_resolution
         self.occupancy = Occupancy(resolution=cells, threshold=config.occupancy_threshold) if cells else None
 
@@ -66,9 +66,31 @@ class VolumeRenderer(Renderer[RadianceField]):
         if training and generator is None:
             raise ValueError("rendering for training draws random numbers: pass a generator")
         noise = generator if training else None
-        backend = nerfacc_backend if self.backend == "nerfacc" else compositing
         origins, directions = (rays.reshape(-1, 3) for rays in cameras.rays())
         rays = Rays.through(origins, directions, scene.bound, self.config.samples, noise)
+        sums, samples = None, None
+        if self.backend == "numba" and not (normals and training):  # a loss on normals needs the samples
+            sums = scene.composite(rays, None if self.occupancy is None else self.occupancy.occupied, normals=normals)
+        if sums is None:
+            sums, samples = self._sampled(scene, rays, training=training, normals=normals)
+        rgb, opacity, distance, *normal = sums.split([3, 1, 1, 3] if normals else [3, 1, 1], -1)
+
+        pixels = len(cameras), cameras.height, cameras.width
+        background = self.backdrop(len(cameras), noise).to(rgb)
+        rgb = rgb + (1 - opacity) * background.repeat_interleave(cameras.height * cameras.width, 0)
+        beyond = origins.norm(dim=-1, keepdim=True) + 3**0.5 * scene.bound
+        depth = torch.where(opacity > EMPTY, distance / opacity.clamp_min(EMPTY), beyond)
+        return Render(
+            _image(rgb, pixels),
+            _image(opacity, pixels),
+            _image(depth, pixels),
+            _image(normal[0], pixels) if normal else None,
+            samples,
+        )
+
+    def _sampled(self, scene: RadianceField, rays: Rays, *, training: bool, normals: bool) -> tuple[Tensor, RaySamples]:
+        """Query the scene at the samples, and sum along the rays: what `RadianceField.composite` describes."""
+        backend = nerfacc_backend if self.backend == "nerfacc" else compositing
         # The only wait for the GPU: the number of kept samples determines the shapes of the following tensors.
         index = backend.kept(rays, self.occupancy, scene.bound)
         if len(index) == 0:  # one sample keeps the graph, and shapes that every scene accepts
@@ -79,24 +101,13 @@ class VolumeRenderer(Renderer[RadianceField]):
         if normals and training:
             found_normal = scene.normal(points)
         elif normals:  # outside of training, invisible samples get no normals, which cost six density queries each
-            seen = backend.composite(rays, index, density, [])[0] > _FAINT
+            seen = backend.composite(rays, index, density, [])[0] > FAINT
             found_normal = torch.zeros_like(points)
             found_normal[seen] = scene.normal(points[seen])
         values = [found_rgb, t[:, None], *([] if found_normal is None else [found_normal])]
         weights, opacity, (rgb, distance, *normal) = backend.composite(rays, index, density, values)
-        pixels = len(cameras), cameras.height, cameras.width
-        background = self.backdrop(len(cameras), noise).to(rgb)
-        rgb = rgb + (1 - opacity) * background.repeat_interleave(cameras.height * cameras.width, 0)
-
-        beyond = origins.norm(dim=-1, keepdim=True) + 3**0.5 * scene.bound
-        depth = torch.where(opacity > EMPTY, distance / opacity.clamp_min(EMPTY), beyond)
-        return Render(
-            _image(rgb, pixels),
-            _image(opacity, pixels),
-            _image(depth, pixels),
-            _image(normal[0], pixels) if normal else None,
-            RaySamples(weights, ray, t, directions, found_normal),
-        )
+        found = RaySamples(weights, ray, t, rays.directions, found_normal)
+        return torch.cat([rgb, opacity, distance, *normal], -1), found
 
 
 def _image(values: Tensor, pixels: tuple[int, int, int]) -> Tensor:

@@ -12,6 +12,7 @@ from torch import Tensor
 
 if TYPE_CHECKING:
     from carv3d.mesh.base import Field
+    from carv3d.renderers.rays import Rays
 
 
 @dataclass(frozen=True)
@@ -141,6 +142,20 @@ class RadianceField(Scene):
         above, below = self.density(taps.view(-1, 3)).view(2, 3, -1)
         gradient = (above - below).T / (2 * self.normal_step)
         return -torch.nn.functional.normalize(gradient, dim=-1, eps=1e-4)
+
+    def composite(self, rays: Rays, occupied: Tensor | None, *, normals: bool) -> Tensor | None:
+        """Sums along rays by one kernel of this kind of field, instead of a query at every sample; None: it has none.
+
+        Args:
+            rays: in float32.
+            occupied: (m, m, m) bool, cells of the cube outside which the density counts as 0; None: all count.
+            normals: also of normals.
+
+        Returns:
+            (rays, 5), or with normals (rays, 8): the sums of weight times rgb, weight, weight times distance, and
+            weight times normal; differentiable in the field's parameters, the normals apart.
+        """
+        return None
 
     @abstractmethod
     def total_variation(self) -> Tensor:

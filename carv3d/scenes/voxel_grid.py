@@ -2,12 +2,18 @@
 
 from __future__ import annotations
 
+from typing import TYPE_CHECKING
+
 import torch
 import torch.nn.functional as F
 from torch import Tensor
 
+from carv3d.kernels import voxel_volume
 from carv3d.scenes.base import RadianceField, blob, inside
 from carv3d.scenes.config import VoxelGridConfig
+
+if TYPE_CHECKING:
+    from carv3d.renderers.rays import Rays
 
 
 class VoxelGrid(RadianceField):
@@ -38,6 +44,16 @@ class VoxelGrid(RadianceField):
 
     def density(self, points: Tensor) -> Tensor:
         return self._activate(self._interpolate(self.grid[:, :1], points)[0], points)
+
+    def composite(self, rays: Rays, occupied: Tensor | None, *, normals: bool) -> Tensor | None:
+        config, whole = self.config, torch.ones(1, 1, 1, dtype=torch.bool)
+        return voxel_volume.composite(
+            self.grid,
+            voxel_volume.Activation(self.bound, config.density_scale, config.blob_density, config.blob_std),
+            whole if occupied is None else occupied,
+            rays,
+            normal_step=self.normal_step if normals else 0.0,
+        )
 
     def _interpolate(self, grid: Tensor, points: Tensor) -> Tensor:
         # grid_sample's last coordinate runs along the first spatial axis, hence the flip. All points along
