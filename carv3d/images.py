@@ -81,6 +81,9 @@ def write_video(frames: Tensor, path: Path, fps: int) -> None:
         finished = Path(folder) / "video.mp4"
         try:
             iio.imwrite(finished, to_bytes(frames), plugin="FFMPEG", **options)
-        except OSError as error:
-            raise UserError(f"the video encoder failed; is there room in {folder}? ({error})") from error
+        except (OSError, RuntimeError, ImportError, ValueError) as error:  # imageio has no common type
+            reason = " ".join(str(error).split())[:200]
+            raise UserError(
+                f"the video encoder failed ({reason}): install imageio-ffmpeg, and see that there is room in {folder}"
+            ) from error
         replace_file(path, finished.read_bytes())

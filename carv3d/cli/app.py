@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import json
 import logging
 import os
 import re
@@ -50,6 +51,29 @@ def overrides_among(words: list[str]) -> list[str]:
     return [word for word in words if re.match(r"[A-Za-z_][\w.]*=", word)]
 
 
+def _refuse_mistyped(word: str) -> None:
+    """Refuse a word that looks like a setting and not like a prompt.
+
+    Raises:
+        UserError: says how it is written, and how a prompt of these letters is given.
+    """
+    from carv3d.config import PIPELINES
+    from carv3d.config.suggestions import paths
+
+    match = re.fullmatch(r"\s*[-+~]*\s*([\w.-]+)\s*((?:\[[^\]]*\])*)\s*(=+|:)(.*)", word, re.DOTALL)
+    if match is None:
+        return
+    key, index, sign, value = match[1].replace("-", "_"), match[2], match[3], match[4].strip()
+    known = any(name == key or key.startswith(f"{name}.") for of in PIPELINES.values() for name in paths(of()))
+    if not known and (sign == ":" or re.search(r"\s", word)):
+        return  # a prompt such as "house: a red one"
+    how = f"{key}={value}" if not index else f"{key}=[...], with all values of the list"
+    raise UserError(
+        f"{word!r} is not a setting, and a prompt hardly looks so: a setting is written {how}, a prompt "
+        f"prompt={json.dumps(word, ensure_ascii=False)}"
+    )
+
+
 def sort_words(words: list[str]) -> tuple[str | None, str | None, list[str]]:
     """The config's name, the prompt and the overrides among the words of a command line."""
     from carv3d.config import find_config
@@ -67,6 +91,7 @@ def sort_words(words: list[str]) -> tuple[str | None, str | None, list[str]]:
         if is_config and config is None:
             config = word
         elif not is_config and prompt is None:
+            _refuse_mistyped(word)
             prompt = word
         else:
             raise UserError(f"one prompt and one config at most, and then KEY=VALUE: what is {word!r}?")

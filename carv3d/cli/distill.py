@@ -68,13 +68,13 @@ def _finish(run: DistillationRun, distiller: Distiller | None, *, changed: Disti
     """Train to the end, write the pipeline, print its path."""
     from carv3d.distillation import distil
     from carv3d.runs import read_metrics
+    from carv3d.training.engine import how_it_goes_on
 
     console.print(f"{run.config.name} → {run.path}", markup=False, highlight=False, soft_wrap=True)
     try:
         distil(run, resumed=distiller is None, console=console, distiller=distiller, changed=changed)
-    except KeyboardInterrupt:
-        command = f"carv3d distill --resume {shlex.quote(str(run.path))}"
-        console.print(f"stopped and saved; go on with: {command}", markup=False, highlight=False, soft_wrap=True)
+    except KeyboardInterrupt as error:
+        console.print(how_it_goes_on(run, error), markup=False, highlight=False, soft_wrap=True)
         raise typer.Exit(130) from None
     if as_json:
         last = read_metrics(run.metrics_path)[-1]

@@ -80,13 +80,13 @@ def generate(
 def _finish(run: Run, *, resume: bool, teacher: Teacher | None, changed: Config | None, as_json: bool) -> None:
     """Train to the end, make the results, print their paths."""
     from carv3d.generation.generation import generate as generate_run
+    from carv3d.training.engine import how_it_goes_on
 
     console.print(f"{run.config.prompt} → {run.path}", markup=False, highlight=False, soft_wrap=True)
     try:
         generate_run(run, resumed=resume, console=console, teacher=teacher, changed=changed)
-    except KeyboardInterrupt:
-        command = f"carv3d generate --resume {shlex.quote(str(run.path))}"
-        console.print(f"stopped and saved; go on with: {command}", markup=False, highlight=False, soft_wrap=True)
+    except KeyboardInterrupt as error:
+        console.print(how_it_goes_on(run, error), markup=False, highlight=False, soft_wrap=True)
         raise typer.Exit(130) from None
     if as_json:
         print(json.dumps({"run": str(run.path)}))

@@ -29,6 +29,7 @@ def render(
     from carv3d.generation import results
     from carv3d.generation.generation import load_trained
     from carv3d.runs import Run, disk_errors
+    from carv3d.runs.independent import make_each
     from carv3d.system.threads import set_threads
 
     with Run.open(run_path) as run:
@@ -39,10 +40,14 @@ def render(
         section.frames, section.size = frames or section.frames, size or section.size
         section.elevation = section.elevation if elevation is None else elevation
         path = output or run.turntable
+        sheet = path.with_name("contact_sheet.png" if output is None else f"{path.stem}_contact_sheet.png")
+        scene, renderer = trained.scene, trained.renderer
+        made = {
+            sheet.name: lambda: results.write_contact_sheet(scene, renderer, sampler, section.sheet, sheet),
+            path.name: lambda: results.write_turntable(scene, renderer, sampler, section, path),
+        }
         with disk_errors(path), console.status("rendering"):
-            results.write_turntable(trained.scene, trained.renderer, sampler, section, path)
-            sheet = path.with_name("contact_sheet.png" if output is None else f"{path.stem}_contact_sheet.png")
-            results.write_contact_sheet(trained.scene, trained.renderer, sampler, section.sheet, sheet)
+            make_each(made, "give the command again")
     console.print(f"{path}\n{sheet}")
 
 

@@ -5,7 +5,6 @@ from __future__ import annotations
 import hashlib
 import json
 import os
-import shutil
 import signal
 import subprocess
 import sys
@@ -21,16 +20,11 @@ from rich.console import Console
 from carv3d.comparison.plan import Method, Plan, differing_key
 from carv3d.errors import UserError
 from carv3d.runs import Run, slug
+from carv3d.runs.locking import wait_until_free
+from carv3d.system.parent import STOPS_WITH_PARENT
 from carv3d.system.progress import progress
 
 _GRACE = 30.0  # seconds that a stopped run may take to save a checkpoint
-_BEFORE_A_RUN = {
-    ".lock",
-    "log.txt",
-    "config.yaml",
-    "checkpoints",
-    "previews",
-}  # the files of a run that was killed before it was complete
 
 
 @dataclass(frozen=True)
@@ -134,10 +128,9 @@ def execute(jobs: Sequence[Job], plan: Plan, folder: Path, workers: int, console
 
 
 def _run(job: Job, folder: Path, children: _Children) -> None:
+    wait_until_free(job.path, _GRACE)  # a run of a comparison that was killed is ending
     words = ["generate", "--resume", str(job.path)]
     if not (job.path / "environment.json").exists():
-        if job.path.is_dir() and {path.name for path in job.path.iterdir()} <= _BEFORE_A_RUN:
-            shutil.rmtree(job.path)  # killed before it was a run
         config = folder / f"{job.method.name}.yaml"
         # In quotes, as YAML, so that the prompt is taken literally.
         prompt = f"prompt={json.dumps(job.prompt, ensure_ascii=False)}"
@@ -152,7 +145,7 @@ class _Children:
     """Processes of runs, which can be stopped together."""
 
     def __init__(self, threads: int) -> None:
-        self._environment = os.environ | {"OMP_NUM_THREADS": str(threads)}
+        self._environment = os.environ | {"OMP_NUM_THREADS": str(threads), STOPS_WITH_PARENT: "1"}
         self._lock = threading.Lock()
         self._running: set[subprocess.Popen[str]] = set()
         self._stopped = False
@@ -166,6 +159,7 @@ class _Children:
             child = subprocess.Popen(
                 command,
                 env=self._environment,
+                stdin=subprocess.PIPE,  # its end tells the child that this process has ended
                 stdout=subprocess.DEVNULL,
                 stderr=subprocess.PIPE,
                 text=True,
@@ -173,7 +167,12 @@ class _Children:
                 start_new_session=True,
             )
             self._running.add(child)
-        _, said = child.communicate()
+        assert child.stderr is not None
+        said = child.stderr.read()  # not `communicate`, which closes stdin
+        child.wait()
+        child.stderr.close()
+        assert child.stdin is not None
+        child.stdin.close()
         with self._lock:
             self._running.discard(child)
         return child.returncode, said

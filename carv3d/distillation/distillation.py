@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import logging
+import shlex
 from pathlib import Path
 
 import torch
@@ -15,6 +16,7 @@ from carv3d.distillation.one_step import write_pipeline
 from carv3d.distillation.run import DistillationRun
 from carv3d.distillation.trainer import Distiller
 from carv3d.images import sheet, write_png
+from carv3d.runs.independent import make_each
 from carv3d.system.progress import progress
 from carv3d.system.threads import set_threads
 from carv3d.teachers import DiffusersTeacher
@@ -86,8 +88,11 @@ def distil(
         if not run.checkpoints.paths():
             engine.save(0)  # a run that diverges early can go on from its start
         engine.train()
-    write_samples(distiller, run.samples)
-    write_pipeline(distiller, run.pipeline)
+    made = {
+        run.pipeline.name: lambda: write_pipeline(distiller, run.pipeline),
+        run.samples.name: lambda: write_samples(distiller, run.samples),
+    }
+    make_each(made, f"carv3d distill --resume {shlex.quote(str(run.path))} makes them")
 
 
 def write_samples(distiller: Distiller, path: Path) -> None:

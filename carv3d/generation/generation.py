@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import logging
+import shlex
 from dataclasses import dataclass
 from typing import Any
 
@@ -15,6 +16,7 @@ from carv3d.config import Config
 from carv3d.generation import results
 from carv3d.renderers import Renderer
 from carv3d.runs import Run
+from carv3d.runs.independent import make_each
 from carv3d.scenes import Scene
 from carv3d.system.progress import progress
 from carv3d.system.threads import set_threads
@@ -133,19 +135,25 @@ def _callbacks(run: Run, trainer: Trainer) -> list[Callback]:
 
 
 def _make_results(run: Run, trainer: Trainer, progress: Progress) -> None:
-    config, scene, renderer = run.config, trainer.scene, trainer.renderer
-    sampler = trainer.sampler
-    task = progress.add_task("turntable", total=config.turntable.frames, figures="")
-    results.write_contact_sheet(scene, renderer, sampler, config.turntable.sheet, run.path / "contact_sheet.png")
-    results.write_turntable(
-        scene,
-        renderer,
-        sampler,
-        config.turntable,
-        run.turntable,
-        lambda done, total: progress.update(task, completed=done, total=total),
-    )
-    if config.mesh.formats:
+    """The turntable is made last: it marks a run as finished."""
+    config, scene, renderer, sampler = run.config, trainer.scene, trainer.renderer, trainer.sampler
+
+    def mesh() -> None:
         task = progress.add_task("mesh", total=1, figures="")
-        mesh, _ = results.export(scene, config.mesh, run.mesh)
-        progress.update(task, completed=1, figures=f"{len(mesh.faces)} faces" if mesh else "")
+        found, _ = results.export(scene, config.mesh, run.mesh)
+        progress.update(task, completed=1, figures=f"{len(found.faces)} faces" if found else "")
+
+    def sheet() -> None:
+        results.write_contact_sheet(scene, renderer, sampler, config.turntable.sheet, run.path / "contact_sheet.png")
+
+    def turntable() -> None:
+        task = progress.add_task("turntable", total=config.turntable.frames, figures="")
+
+        def watch(done: int, total: int) -> None:
+            progress.update(task, completed=done, total=total)
+
+        results.write_turntable(scene, renderer, sampler, config.turntable, run.turntable, watch)
+
+    made = {"mesh": mesh} if config.mesh.formats else {}
+    made |= {"contact_sheet.png": sheet, "turntable.mp4": turntable}
+    make_each(made, f"carv3d generate --resume {shlex.quote(str(run.path))} makes them")

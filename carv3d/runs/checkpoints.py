@@ -200,7 +200,7 @@ def _read(path: Path, step: int, trained: str) -> Checkpoint:
             tensors[name] = tensors_from_bytes(data)
         if meta["step"] != step:
             raise _DamageError(f"it is of step {meta['step']}")
-        return Checkpoint(step, tensors[trained], tensors["state"], meta["info"], path)
+        return Checkpoint(step, tensors[trained], tensors["state"], dict(meta["info"]), path)
     except FileNotFoundError as error:
         for other in path.glob("*"):
             refuse_pickle(other)

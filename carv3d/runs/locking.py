@@ -4,7 +4,7 @@ from __future__ import annotations
 
 import os
 from collections.abc import Iterator
-from contextlib import contextmanager
+from contextlib import contextmanager, suppress
 from pathlib import Path
 
 from filelock import FileLock, Timeout
@@ -33,6 +33,7 @@ class FolderLock:
         """
         path = self.folder / ".lock"
         with disk_errors(self.folder):
+            refuse_links(self.folder)
             try:
                 self._lock.acquire()
             except Timeout:
@@ -44,10 +45,37 @@ class FolderLock:
             except OSError:  # a full disk
                 self._lock.release()
                 raise
+            remove_leftovers(self.folder)
 
     def release(self) -> None:
         """Give the lock back, if this process has it."""
         self._lock.release()
+
+
+def wait_until_free(folder: Path, seconds: float) -> None:
+    """Wait until no process has the lock of a folder, at most so long; at once where there is no lock."""
+    if (folder / ".lock").is_file():
+        lock = FileLock(folder / ".lock", timeout=seconds)
+        with suppress(Timeout, OSError), lock:
+            pass
+
+
+def refuse_links(folder: Path) -> None:
+    """Refuse to work in a folder with links in it: what is written there would change files elsewhere.
+
+    Raises:
+        UserError: names the link.
+    """
+    for path in folder.iterdir():
+        if path.is_symlink():
+            raise UserError(f"{path} is a link, and results would be written where it leads: put a copy in its place")
+
+
+def remove_leftovers(folder: Path) -> None:
+    """Remove the temporary files of killed processes from a folder and the folders in it; its lock must be held."""
+    for path in (*folder.glob(".*.tmp"), *folder.glob("*/.*.tmp"), *folder.glob("*/*/.*.tmp")):
+        if path.is_file():
+            path.unlink(missing_ok=True)
 
 
 @contextmanager

@@ -3,13 +3,19 @@
 from __future__ import annotations
 
 import json
+import logging
 import math
+import os
 from collections.abc import Mapping
 from pathlib import Path
 from typing import Any
 
 from carv3d.errors import UserError
 from carv3d.runs.storage import disk_errors, replace_file
+
+log = logging.getLogger(__name__)
+
+_VALUES = (int, float, str, type(None))  # and bool, which is an int
 
 
 class MetricsLog:
@@ -27,6 +33,14 @@ class MetricsLog:
     def __init__(self, path: Path, *, resume_step: int = 0, tensorboard: Path | None = None) -> None:
         self.path = path
         kept = [row for row in read_metrics(path) if row["step"] <= resume_step] if path.exists() else []
+        if missing := resume_step - len({row["step"] for row in kept if row["step"] > 0}):
+            log.warning(
+                "%s has no figures of %d of the %d steps before the checkpoint: it was changed, or the machine broke "
+                "down; the training goes on without them",
+                path,
+                missing,
+                resume_step,
+            )
         replace_file(path, "".join(f"{json.dumps(row)}\n" for row in kept).encode())
         with disk_errors(path):
             self._file = open(path, "a", encoding="utf-8")  # noqa: SIM115
@@ -54,6 +68,11 @@ class MetricsLog:
                     if isinstance(value, (int, float)):
                         self._tensorboard.add_scalar(name, value, step)
 
+    def sync(self) -> None:
+        """Wait until the disk has all lines: before a checkpoint, which must not be ahead of them."""
+        with disk_errors(self.path):
+            os.fsync(self._file.fileno())
+
     def close(self) -> None:
         """Close both logs."""
         with disk_errors(self.path):
@@ -79,7 +98,8 @@ def read_metrics(path: Path | str) -> list[dict[str, Any]]:
     for number, line in enumerate(lines[:-1], 1):  # after the last line end there is nothing or an incomplete line
         try:
             row = json.loads(line)
-            int(row["step"])
+            if type(row["step"]) is not int or not all(isinstance(v, _VALUES) for v in row.values()):
+                raise TypeError
         except (ValueError, KeyError, TypeError):
             raise UserError(f"{path}:{number} is no line of metrics; remove it or start the run anew") from None
         rows.append(row)

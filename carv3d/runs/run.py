@@ -39,6 +39,9 @@ if TYPE_CHECKING:
 
 _C = TypeVar("_C")
 
+_BEFORE_THE_START = {".lock", "log.txt", "config.yaml", "checkpoints", "previews"}
+"""What is in a run's folder before `environment.json`, which marks it as a run."""
+
 _SLUG_LENGTH = 48  # characters; four bytes each at most, which a file name of 255 bytes holds
 
 
@@ -92,12 +95,15 @@ class RunFolder(ABC, Generic[_C]):
         else:
             path = Path(folder).expanduser()
             with disk_errors(path):
-                if path.exists() and (not path.is_dir() or any(path.iterdir())):
+                if path.exists() and not (path.is_dir() and _never_began(path)):
                     raise UserError(f"{path} exists and is not empty; give another folder or resume that run")
                 path.mkdir(parents=True, exist_ok=True)
         run = cls(path)
         try:
             run._begin_writing()
+            if (path / "environment.json").exists():  # of a process that was quicker
+                run.close()
+                raise UserError(f"{path} is a run; give another folder or resume that run")
             with disk_errors(path):
                 for name in (run.checkpoints.folder, run.previews):
                     name.mkdir(exist_ok=True)
@@ -126,6 +132,11 @@ class RunFolder(ABC, Generic[_C]):
         if not path.is_dir():
             raise UserError(f"no run {path}: it is {'a file' if path.exists() else 'not there'}")
         if not cls._is_run(path):
+            if (path / "config.yaml").is_file() and _never_began(path):
+                raise UserError(
+                    f"{path} has nothing to go on with, because it was stopped before its start: give the command "
+                    f"that made it again, with --output {shlex.quote(str(path))}"
+                )
             parent = next((p for p in path.resolve().parents if cls._is_run(p)), None)
             hint = f"give its run, {parent}" if parent else f"give a folder that `carv3d {cls.verb}` made"
             raise UserError(f"{path} is not a run; {hint}")
@@ -137,8 +148,6 @@ class RunFolder(ABC, Generic[_C]):
                 run._begin_writing()
                 with disk_errors(path):
                     run.checkpoints.clean()
-                    for leftover in path.glob(".*.tmp"):
-                        leftover.unlink()
             except BaseException:
                 run.close()
                 raise
@@ -274,6 +283,13 @@ def slug(text: str) -> str:
     """A text as a file name: lower-case letters and digits of any script, joined by hyphens."""
     words = re.findall(r"[^\W_]+", unicodedata.normalize("NFKC", text).lower())
     return "-".join(words)[:_SLUG_LENGTH].strip("-") or "run"
+
+
+def _never_began(path: Path) -> bool:
+    """Whether a folder is empty, or has only what a run that was killed before its start leaves."""
+    names = {each.name for each in path.iterdir() if not re.fullmatch(r"\..*\.tmp", each.name)}
+    folders = [path / name for name in ("checkpoints", "previews") if (path / name).is_dir()]
+    return names <= _BEFORE_THE_START and not any(any(folder.iterdir()) for folder in folders)
 
 
 def _next_free(parent: Path, name: str) -> Path:

@@ -27,13 +27,14 @@ _REASONS = {
 
 @contextmanager
 def disk_errors(path: Path) -> Iterator[None]:
-    """Turns the disk errors that a user can mend into a UserError that names the path."""
+    """Turns disk errors into a UserError that names the path."""
     try:
         yield
     except OSError as error:
-        if error.errno not in _REASONS:
+        if error.errno is None:  # of a library that raises OSError for something else
             raise
-        raise UserError(f"cannot write {path}: {_REASONS[error.errno]}") from error
+        reason = _REASONS.get(error.errno) or f"{os.strerror(error.errno).lower()}; use another disk, or try again"
+        raise UserError(f"cannot write {path}: {reason}") from error
 
 
 def write_synced(path: Path, data: bytes) -> None:

@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import logging
+import shlex
 import time
 from collections.abc import Callable, Iterator, Sequence
 from contextlib import contextmanager
@@ -39,6 +40,21 @@ class StepLog:
     t: Tensor | None = None
     norm: Tensor | None = None
     draws: int = 0
+
+
+class Stopped(KeyboardInterrupt):
+    """The run was stopped, and a checkpoint of the last step has been saved."""
+
+
+def how_it_goes_on(run: RunFolder[Any], error: KeyboardInterrupt) -> str:
+    """What a stopped run has saved, and the command that goes on with it."""
+    command = f"carv3d {run.verb} --resume {shlex.quote(str(run.path))}"
+    if isinstance(error, Stopped):
+        return f"stopped and saved; go on with: {command}"
+    kept = max(run.checkpoints.paths(), default=None)
+    if kept is not None:
+        return f"stopped; the checkpoint of step {kept} is kept; go on with: {command}"
+    return f"stopped before the first checkpoint; start again with: {command}"
 
 
 class Trainable(Protocol):
@@ -128,7 +144,8 @@ class Engine:
 
         Raises:
             UserError: the training diverged; no checkpoint is made of it.
-            KeyboardInterrupt: the run was stopped; a checkpoint has been saved.
+            Stopped: by Ctrl-C or SIGTERM; a checkpoint has been saved.
+            KeyboardInterrupt: by a second one; nothing has been saved since the last checkpoint.
         """
         started = time.perf_counter()
         with Interruption() as interruption:
@@ -146,10 +163,11 @@ class Engine:
                         callback.action(step)
                     started = time.perf_counter()  # the time of callbacks is not training time
                 if stop:
-                    raise KeyboardInterrupt
+                    raise Stopped
 
     def save(self, step: int) -> None:
         """Save a checkpoint."""
+        self.metrics.sync()
         trained, state = self.trainer.state()
         self.run.save_checkpoint(step, trained, state, {"seconds": self.seconds})
 
@@ -219,7 +237,8 @@ def resume(run: RunFolder[Any], trainer: Trainable, *, step: int | None = None, 
 
 def seconds_of(checkpoint: Checkpoint) -> float:
     """The seconds of training before a checkpoint."""
-    return float(checkpoint.info.get("seconds", 0.0))
+    seconds = checkpoint.info.get("seconds", 0.0)
+    return float(seconds) if isinstance(seconds, (int, float)) else 0.0
 
 
 @contextmanager
