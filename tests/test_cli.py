@@ -7,6 +7,7 @@ import json
 import shutil
 import subprocess
 import sys
+import tempfile
 from pathlib import Path
 
 import imageio.v3 as iio
@@ -14,7 +15,9 @@ import pytest
 import trimesh
 
 from carv3d import cli, images
+from carv3d.cli.app import sort_words
 from carv3d.runs import disk_errors
+from carv3d.system.explanations import explain
 from carv3d.teachers.weights import BUILTIN
 from tests.pipelines import make_pipeline
 
@@ -320,3 +323,104 @@ def test_a_verb_is_one_file(
     finally:
         cli.app.registered_commands[:] = before
         sys.modules.pop("carv3d.cli.hello", None)
+
+
+@pytest.mark.parametrize(
+    ("word", "advice"),
+    [
+        ("+seed=3", "written seed=3"),
+        ("seed = 3", "written seed=3"),
+        ("seed:3", "written seed=3"),
+        ("~seed=3", "written seed=3"),
+        ("optimizer.betas[0]=0.8", "written optimizer.betas=[...], with all values"),
+        ("guidance.scale: 7", "written guidance.scale=7"),
+        ("nothing-such[1]=2", "a setting is written"),
+    ],
+)
+def test_a_mistyped_setting_is_no_prompt(
+    word: str, advice: str, tmp_path: Path, capsys: pytest.CaptureFixture[str]
+) -> None:
+    """Though the config has a prompt, which it would replace."""
+    (tmp_path / "own.yaml").write_text("base: shapes\nprompt: a red cone\n")
+    run = tmp_path / "run"
+    code, _, err = carv3d("generate", str(tmp_path / "own.yaml"), word, "--output", str(run), capsys=capsys)
+    said = " ".join(err.split())
+    assert code == 2 and advice in said and "prompt=" in said and not run.exists()
+
+
+@pytest.mark.parametrize("word", ["house: a red one", "a = b in chalk", "an owl, 3:4", "E = mc2"])
+def test_prompts_with_signs_in_them_are_prompts(word: str) -> None:
+    assert sort_words([word]) == (None, word, [])
+
+
+def test_a_fault_that_nobody_foresaw_is_one_line_and_a_file(
+    tmp_path: Path, monkeypatch: pytest.MonkeyPatch, capsys: pytest.CaptureFixture[str]
+) -> None:
+    """Exit code 1; the traceback is in the file."""
+    monkeypatch.setattr(tempfile, "tempdir", str(tmp_path))
+
+    def broken(*_: object, **__: object) -> None:
+        raise LookupError("a bug")
+
+    monkeypatch.setattr("carv3d.config.describe", broken)
+    code, _, err = carv3d("config", capsys=capsys)
+    assert code == 1 and "carv3d failed (LookupError: a bug)" in err and "Traceback" not in err
+    (kept,) = tmp_path.glob("carv3d-error-*.txt")
+    assert str(kept) in err.replace("\n", "") and "Traceback" in kept.read_text() and "a bug" in kept.read_text()
+
+
+@pytest.mark.parametrize(
+    ("error", "said"),
+    [
+        (OSError(errno.EIO, "Input/output error", "/x/y"), "/x/y: input/output error"),
+        (RecursionError("maximum recursion depth exceeded"), "nested too deeply"),
+        (UnicodeDecodeError("utf-8", b"\xff", 0, 1, "invalid start byte"), "not valid UTF-8"),
+        (RuntimeError("CUDA out of memory. Tried to allocate"), "lower guidance.chunk"),
+    ],
+)
+def test_what_the_system_and_libraries_raise_is_explained(error: Exception, said: str) -> None:
+    line, code = explain(error)
+    assert code == 2 and said in line and "\n" not in line
+
+
+LONG = "长" * 84  # 252 bytes
+
+
+def test_one_long_word_is_a_prompt() -> None:
+    """Longer than a file name may be; with a NUL or half a character it cannot be a path either."""
+    assert sort_words([LONG]) == (None, LONG, [])
+    assert sort_words(["~nobody-there"]) == (None, "~nobody-there", [])
+
+
+@pytest.mark.parametrize("path", [LONG, "a/" * 3000, "~nobody-there/x", "a\0b", "a\ud800b"], ids=lambda p: repr(p)[:12])
+@pytest.mark.parametrize(
+    "words",
+    [
+        ["generate", "a red cone", "--output"],
+        ["generate", "--resume"],
+        ["render"],
+        ["export"],
+        ["evaluate"],
+        ["measure", "--output", "x", "--step", "1"],
+        ["compare", "--prompts"],
+        ["attribute", "--prompts"],
+    ],
+    ids=" ".join,
+)
+def test_what_can_be_no_path_is_one_line(
+    words: list[str], path: str, tmp_path: Path, monkeypatch: pytest.MonkeyPatch, capsys: pytest.CaptureFixture[str]
+) -> None:
+    """In every place that takes one, before anything is written."""
+    monkeypatch.chdir(tmp_path)
+    code, _, err = carv3d(*words, path, capsys=capsys)
+    assert code == 2 and err.count("error:") + err.count("Error") == 1 and "Traceback" not in err
+    assert not list(tmp_path.iterdir())
+
+
+@pytest.mark.parametrize("prompt", ["a red \ud8ff cone", "a red\0 cone"])
+def test_a_prompt_that_is_no_text_is_said_to_be_none(
+    prompt: str, tmp_path: Path, capsys: pytest.CaptureFixture[str]
+) -> None:
+    """Bytes that are not UTF-8 reach Python as half characters."""
+    code, _, err = carv3d("generate", prompt, "--output", str(tmp_path / "run"), capsys=capsys)
+    assert code == 2 and "no text in UTF-8" in " ".join(err.split()) and not (tmp_path / "run").exists()

@@ -105,3 +105,27 @@ def test_tensorboard_has_the_same_numbers_once(config: Config) -> None:
     events.Reload()
     assert [(event.step, event.value) for event in events.Scalars("loss")] == [(1, 1.0), (2, 2.0), (3, 30.0)]
     assert steps(made.metrics_path) == [1, 2, 3]
+
+
+def test_lost_figures_are_said(tmp_path: Path, caplog: pytest.LogCaptureFixture) -> None:
+    """A log that is shorter than the checkpoint was changed or lost: the run goes on, and says so."""
+    file = tmp_path / "metrics.jsonl"
+    for kept, missing in ((range(1, 5), 1), (range(3, 6), 2), ((), 5)):
+        file.write_text("".join(f'{{"step": {step}}}\n' for step in kept))
+        caplog.clear()
+        MetricsLog(file, resume_step=5).close()
+        assert f"has no figures of {missing} of the 5 steps" in caplog.text
+    file.write_text("".join(f'{{"step": {step}}}\n' for step in range(1, 9)))
+    caplog.clear()
+    MetricsLog(file, resume_step=5).close()
+    assert not caplog.messages
+
+
+@pytest.mark.parametrize(
+    "line", ['{"step": "3"}', '{"step": 1.5}', '{"step": true}', '{"step": 1, "x": [1]}', "[]", "7"]
+)
+def test_lines_of_another_type_are_named(tmp_path: Path, line: str) -> None:
+    file = tmp_path / "metrics.jsonl"
+    file.write_text(f'{{"step": 1}}\n{line}\n')
+    with pytest.raises(UserError, match=r"metrics\.jsonl:2 is no line of metrics"):
+        read_metrics(file)

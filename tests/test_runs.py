@@ -197,3 +197,64 @@ time.sleep(60)
         process.send_signal(signal.SIGKILL)
         process.wait()
     Run.open(made.path, write=True).close()
+
+
+# ------------------------------------------------------------------------- what is in a folder already
+
+
+@pytest.mark.parametrize("kept", [[], ["config.yaml"], ["config.yaml", "log.txt", ".config.yaml-12.tmp"]])
+def test_a_run_that_was_killed_before_its_start_can_be_started_again(
+    config: Config, tmp_path: Path, kept: list[str]
+) -> None:
+    """By the same command in the same folder; to go on with it is refused, because there is nothing."""
+    folder = tmp_path / "run"
+    Run.create(config, "shapes", "", folder=folder).close()
+    for path in folder.iterdir():
+        if path.is_file() and path.name not in kept:
+            path.unlink()
+    if ".config.yaml-12.tmp" in kept:
+        (folder / ".config.yaml-12.tmp").write_text("half")
+    if kept:
+        with pytest.raises(UserError, match=r"stopped before its start: give the command .* --output"):
+            Run.open(folder, write=True)
+    with Run.create(config, "shapes", "", folder=folder) as again:
+        assert Run.open(again.path).config == config
+    assert not list(folder.rglob("*.tmp"))
+
+
+def test_a_folder_with_anything_else_is_left_alone(config: Config, tmp_path: Path) -> None:
+    folder = tmp_path / "run"
+    Run.create(config, "shapes", "", folder=folder).close()
+    (folder / "environment.json").unlink()
+    (folder / "previews" / "mine.png").write_text("precious")
+    with pytest.raises(UserError, match="exists and is not empty"):
+        Run.create(config, "shapes", "", folder=folder)
+    assert (folder / "previews" / "mine.png").read_text() == "precious"
+
+
+@pytest.mark.parametrize(
+    "name", [".lock", "log.txt", "metrics.jsonl", "checkpoints", "previews", "mesh", "turntable.mp4"]
+)
+def test_links_in_a_run_are_not_followed(config: Config, tmp_path: Path, name: str) -> None:
+    """What they lead to is as it was."""
+    Run.create(config, "shapes", "", folder=tmp_path / "run").close()
+    target, link = tmp_path / "precious", tmp_path / "run" / name
+    target.write_text("mine")
+    if link.is_dir():
+        link.rmdir()
+    link.unlink(missing_ok=True)
+    link.symlink_to(target)
+    with pytest.raises(UserError, match=f"{name} is a link"):
+        Run.open(tmp_path / "run", write=True)
+    assert target.read_text() == "mine"
+
+
+def test_leftovers_of_killed_processes_go(config: Config, tmp_path: Path) -> None:
+    """Of every folder of the run, when the next command takes it."""
+    Run.create(config, "shapes", "", folder=tmp_path / "run").close()
+    left = [tmp_path / "run" / name for name in (".a-1.tmp", "previews/.b-2.tmp", "measure/step_000001/.c-3.tmp")]
+    for path in left:
+        path.parent.mkdir(parents=True, exist_ok=True)
+        path.write_text("half")
+    with Run.open(tmp_path / "run", write=True):
+        assert not any(path.exists() for path in left)

@@ -19,6 +19,7 @@ from torch import Tensor
 
 from carv3d.attribution.pictures import Pictures, digest_of, unknown_camera
 from carv3d.errors import UserError
+from carv3d.system.paths import user_path
 
 ENDINGS = (".png", ".jpg", ".jpeg", ".webp", ".bmp", ".gif", ".tif", ".tiff")
 METADATA = "metadata.jsonl"
@@ -44,7 +45,7 @@ class ImageFolder(Pictures):
         Raises:
             UserError: no pictures, one that cannot be read, or one without a caption.
         """
-        place = Path(path).expanduser()
+        place = user_path(path)
         listing = place if place.is_file() else place / METADATA
         if not place.exists():
             raise UserError(f"no pictures at {path}: give a folder of them, a {METADATA} file, or builtin")

@@ -6,6 +6,7 @@ import json
 import logging
 import os
 import re
+from contextlib import suppress
 from pathlib import Path
 from typing import Annotated
 
@@ -83,11 +84,9 @@ def sort_words(words: list[str]) -> tuple[str | None, str | None, list[str]]:
     for word in (w for w in words if w not in overrides):
         is_config = word.endswith((".yaml", ".yml"))
         if not is_config and not re.search(r"\s", word):
-            try:
+            with suppress(UserError):
                 find_config(word)
                 is_config = True
-            except UserError:
-                pass
         if is_config and config is None:
             config = word
         elif not is_config and prompt is None:

@@ -12,6 +12,7 @@ import typer
 
 from carv3d.cli.app import AsJson, app, console, overrides_among
 from carv3d.errors import UserError
+from carv3d.system.paths import user_path
 
 
 @app.command()
@@ -42,9 +43,9 @@ def attribute(
         from carv3d.prompts.files import find_prompts, read_prompts
 
         own += [prompt for prompt in read_prompts(find_prompts(prompts)) if prompt not in own]
-    data = Path(config.data.path).expanduser()
+    data = user_path(config.data.path)
     name = source.stem if source else (data.parent if data.is_file() else data).resolve().name
-    folder = output or Path(config.output_dir).expanduser() / "attribute" / name
+    folder = output or user_path(config.output_dir) / "attribute" / name
     from carv3d import build
     from carv3d.attribution import attribute as run_attribution
     from carv3d.reports.attribution import lead, write_page

@@ -12,6 +12,7 @@ import typer
 
 from carv3d.cli.app import DEFAULT_CONFIG, AsJson, app, console, overrides_among
 from carv3d.errors import UserError
+from carv3d.system.paths import user_path
 
 
 @app.command()
@@ -55,7 +56,7 @@ def compare(
     from carv3d.reports.comparison import terminal_table, write_page
 
     names = "-".join(name for name, _ in configs)
-    folder = output or Path(configs[0][1].output_dir).expanduser() / "compare" / names
+    folder = output or user_path(configs[0][1].output_dir) / "compare" / names
     prompt_file = find_prompts(prompts or DEFAULT_PROMPTS)
     try:
         comparison = run_comparison(

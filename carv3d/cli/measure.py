@@ -13,6 +13,7 @@ import typer
 
 from carv3d.cli.app import DEFAULT_CONFIG, AsJson, app, console, sort_words
 from carv3d.errors import UserError
+from carv3d.system.paths import is_user_file, user_path
 
 
 @app.command()
@@ -50,7 +51,7 @@ def measure(
     from carv3d.system.threads import set_threads
 
     words = words or []
-    targets = [word for word in words if (Path(word).expanduser() / "config.yaml").is_file()]
+    targets = [word for word in words if is_user_file(f"{word}/config.yaml")]
     if targets:
         if len(words) > 1:
             raise UserError("a run is measured with its own config: give the run alone")
@@ -79,7 +80,7 @@ def measure(
         set_threads(config.threads)
         trainer = Trainer(config)
         title = f"{config.prompt}, the initial scene"
-        folder = output or Path(config.output_dir).expanduser() / "measure" / f"{source.stem}-{slug(config.prompt)}"
+        folder = output or user_path(config.output_dir) / "measure" / f"{source.stem}-{slug(config.prompt)}"
     with disk_errors(folder):  # checked at the start, not after minutes
         folder.mkdir(parents=True, exist_ok=True)
         with tempfile.TemporaryFile(dir=folder):

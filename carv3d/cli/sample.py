@@ -11,6 +11,7 @@ import typer
 
 from carv3d.cli.app import AsJson, app, console
 from carv3d.errors import UserError
+from carv3d.system.paths import user_path
 
 
 @app.command()
@@ -35,7 +36,7 @@ def sample(
     angles = _angles(cameras)
     if output.suffix != ".png":
         raise UserError(f"--output {output}: give a name that ends in .png")
-    if not output.expanduser().parent.is_dir():
+    if not user_path(output).parent.is_dir():
         raise UserError(f"--output {output}: there is no folder {output.parent}; make it first")
     import torch
 
@@ -53,7 +54,7 @@ def sample(
         Cameras.look_at_origin(torch.tensor(azimuths), torch.tensor(elevations)),
         torch.Generator().manual_seed(seed),
     )
-    write_png(sheet(pictures, columns), output.expanduser())
+    write_png(sheet(pictures, columns), user_path(output))
     if as_json:
         print(json.dumps({"picture": str(output), "prompts": prompts, "columns": columns, "network_calls": 1}))
         return

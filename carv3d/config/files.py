@@ -13,6 +13,7 @@ import yaml
 
 from carv3d.config.yaml_loader import line_numbers, parse, problem
 from carv3d.errors import UserError
+from carv3d.system.paths import user_path
 
 
 @dataclass(frozen=True)
@@ -59,7 +60,7 @@ def find_config(name: str) -> Path:
     # In a wheel the configs lie inside the package, in a clone beside it.
     shipped = package.parent / "configs" if (package.parent / "setup.py").is_file() else package / "configs"
     folders = [Path(), Path("configs"), shipped]
-    wanted = Path(name).expanduser()
+    wanted = user_path(name)
     names = [wanted] if wanted.suffix in (".yaml", ".yml") else [wanted, Path(f"{wanted}.yaml")]
     if wanted.parts[:1] == ("configs",):
         folders.append(shipped.parent)

@@ -22,6 +22,7 @@ from carv3d.errors import UserError
 from carv3d.prompts.views import ViewPrompts
 from carv3d.runs import disk_errors, replace_file
 from carv3d.shapes import parse
+from carv3d.system.paths import user_path
 from carv3d.teachers import DiffusersTeacher
 from carv3d.teachers.config import DiffusersTeacherConfig
 
@@ -107,7 +108,7 @@ class OneStep:
         Raises:
             UserError: no such folder, a run that is not finished, files that cannot be read.
         """
-        folder = find_pipeline(Path(path).expanduser())
+        folder = find_pipeline(user_path(path))
         self.card = _read_card(folder / CARD)
         self.teacher = DiffusersTeacher(
             DiffusersTeacherConfig(

@@ -14,6 +14,7 @@ from torch import Tensor
 
 from carv3d.cameras import Cameras, Sampler
 from carv3d.errors import UserError
+from carv3d.system.paths import user_path
 
 DEFAULT_CLIP = "openai/clip-vit-base-patch32"
 """The paper's, 0.6 GB."""
@@ -58,7 +59,7 @@ class Clip:
         """
         from transformers import CLIPModel, CLIPTokenizer
 
-        place = Path(path).expanduser()
+        place = user_path(path)
         source = str(place) if place.is_dir() else path
         options: dict[str, Any] = {"local_files_only": place.is_dir() or not download}
         try:

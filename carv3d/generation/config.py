@@ -197,8 +197,10 @@ def require_prompt(config: Config) -> str:
     """The prompt.
 
     Raises:
-        UserError: it is empty.
+        UserError: it is empty, or no text.
     """
     if not config.prompt.strip():
         raise UserError('no prompt: say what to make, for instance prompt="a red chair"')
+    if any(letter == "\0" or "\ud800" <= letter <= "\udfff" for letter in config.prompt):
+        raise UserError(f"the prompt {config.prompt!r} has bytes that are no text in UTF-8: type it again")
     return config.prompt

@@ -53,7 +53,8 @@ def compiled(function: Function) -> Function:
 
 def _folder() -> Path:
     """Where machine code is kept, by version of all kernels: numba notices a change of a function's own file only."""
-    return cache_folder() / "numba" / _version()
+    own = os.environ.get("NUMBA_CACHE_DIR")
+    return (Path(own) if own else cache_folder() / "numba") / _version()
 
 
 @cache

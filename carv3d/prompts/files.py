@@ -7,6 +7,7 @@ from pathlib import Path
 
 from carv3d.config import find_config
 from carv3d.errors import UserError
+from carv3d.system.paths import user_path
 
 DEFAULT_PROMPTS = "prompts/compare.txt"
 """Comes with carv3d: what `carv3d compare` compares by."""
@@ -21,7 +22,7 @@ def find_prompts(name: str) -> Path:
     Raises:
         UserError: no such file.
     """
-    path = Path(name).expanduser()
+    path = user_path(name)
     if path.is_file():
         return path
     try:

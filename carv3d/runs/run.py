@@ -33,6 +33,7 @@ from carv3d.runs.environment import environment
 from carv3d.runs.locking import FolderLock
 from carv3d.runs.metrics import MetricsLog
 from carv3d.runs.storage import disk_errors, replace_file
+from carv3d.system.paths import user_path
 
 if TYPE_CHECKING:
     from typing_extensions import Self
@@ -91,9 +92,9 @@ class RunFolder(ABC, Generic[_C]):
         """
         if folder is None:
             section: Any = config
-            path = _next_free(Path(section.output_dir).expanduser() / slug(config_name), slug(cls.name_of(config)))
+            path = _next_free(user_path(section.output_dir) / slug(config_name), slug(cls.name_of(config)))
         else:
-            path = Path(folder).expanduser()
+            path = user_path(folder)
             with disk_errors(path):
                 if path.exists() and not (path.is_dir() and _never_began(path)):
                     raise UserError(f"{path} exists and is not empty; give another folder or resume that run")
@@ -127,7 +128,7 @@ class RunFolder(ABC, Generic[_C]):
         Raises:
             UserError: not a run, or another process is writing to it.
         """
-        path = Path(path).expanduser()
+        path = user_path(path)
         refuse_pickle(path)
         if not path.is_dir():
             raise UserError(f"no run {path}: it is {'a file' if path.exists() else 'not there'}")

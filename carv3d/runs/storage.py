@@ -21,20 +21,23 @@ _REASONS = {
     errno.EEXIST: "a file of that name is in the way; use another path",
     errno.ENOENT: "there is no such folder; make it first",
     errno.EISDIR: "it is a folder; use another path",
+    errno.EIO: "the disk has failed to read or write; use another one",
+    errno.ESTALE: "the network disk no longer knows the file; try again",
+    errno.ETIMEDOUT: "the network disk does not answer; try again",
+    errno.ELOOP: "it is a link that leads to itself; use another path",
     errno.ENAMETOOLONG: "the path is too long; use a shorter one",
 }
 
 
 @contextmanager
 def disk_errors(path: Path) -> Iterator[None]:
-    """Turns disk errors into a UserError that names the path."""
+    """Turns the disk errors that a user can mend into a UserError that names the path."""
     try:
         yield
     except OSError as error:
-        if error.errno is None:  # of a library that raises OSError for something else
+        if error.errno not in _REASONS:
             raise
-        reason = _REASONS.get(error.errno) or f"{os.strerror(error.errno).lower()}; use another disk, or try again"
-        raise UserError(f"cannot write {path}: {reason}") from error
+        raise UserError(f"cannot write {path}: {_REASONS[error.errno]}") from error
 
 
 def write_synced(path: Path, data: bytes) -> None:

@@ -11,6 +11,7 @@ import torch
 from torch import Tensor
 
 from carv3d.errors import UserError
+from carv3d.system.paths import user_path
 
 _NEIGHBOURS = 3
 
@@ -46,7 +47,7 @@ def read(path: Path | str, bound: float) -> PointCloud:
     """
     import trimesh  # half a second
 
-    path = Path(path).expanduser()
+    path = user_path(path)
     if not path.is_file():
         raise UserError(f"no point cloud {path}: scene.points takes a .ply file, or nothing for a ball of points")
     try:

@@ -10,6 +10,8 @@ from carv3d.cameras import Cameras
 from carv3d.shapes.catalogue import ALL_THINGS, COLOURS, SHAPES, Thing, palette
 from carv3d.shapes.reference import colourise, shade_maps
 
+_KEPT_VIEWS = 16  # pictures of all 160 objects from so many cameras take 130 MB at 64 x 64 pixels
+
 
 class Gallery:
     """The true pictures of all objects in all colours from V cameras."""
@@ -18,10 +20,16 @@ class Gallery:
         """Render the world: about a second for four cameras."""
         self.cameras = cameras
         self._maps = {shape: shade_maps(shape, cameras) for shape in SHAPES}
+        self._kept: dict[Thing, Tensor] = {}
 
     def truth(self, thing: Thing) -> Tensor:
         """An object's pictures (V, 3, H, W) in [0, 1], on white."""
-        return colourise(self._maps[thing.shape], palette(thing.colour))
+        found = self._kept.get(thing)
+        if found is None:
+            found = colourise(self._maps[thing.shape], palette(thing.colour))
+            if len(self.cameras) <= _KEPT_VIEWS:
+                self._kept[thing] = found
+        return found
 
     def opacity(self, thing: Thing) -> Tensor:
         """An object's silhouettes (V, 1, H, W) in [0, 1]."""

@@ -18,6 +18,7 @@ from carv3d.errors import UserError
 from carv3d.kernels.trials import examine as examine_backends
 from carv3d.runs.environment import cpu_name
 from carv3d.system.arithmetic import is_fast
+from carv3d.system.paths import user_path
 from carv3d.system.threads import cores
 from carv3d.teachers import DiffusersTeacher as Teacher
 from carv3d.teachers.weights import Remote, SingleFile, configs_of, licence_of, look
@@ -38,7 +39,7 @@ def examine(config: Config | None = None) -> list[Finding]:
     """Examine Python, torch, devices, the built-in teacher, the video encoder and the disk; and the requirements of a
     config.
     """
-    output_dir = Path(config.output_dir if config else "outputs").expanduser()
+    output_dir = user_path(config.output_dir if config else "outputs")
     findings = [
         Finding("python", sys.version_info >= (3, 10), sys.version.split()[0]),
         Finding("torch", True, str(torch.__version__)),

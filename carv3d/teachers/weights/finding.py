@@ -11,6 +11,7 @@ from pathlib import Path
 from typing import Any
 
 from carv3d.errors import UserError
+from carv3d.system.paths import user_path
 from carv3d.teachers.weights import hub
 from carv3d.teachers.weights.files import INDEX, USED, missing_weights, wanted
 from carv3d.teachers.weights.single_file import SingleFile
@@ -72,7 +73,7 @@ def look(
     """
     reasons = []
     for source in (path, *mirrors):
-        place = Path(source).expanduser()
+        place = user_path(source)
         if source == "builtin":
             return Weights(BUILTIN, source, digest(BUILTIN))
         if place.is_file():
