@@ -274,7 +274,7 @@ def test_description_has_every_key_with_its_comment() -> None:
         "  strata: render  # of timesteps; render: K strata a render; global: R*K a step; none | render | global"
         in text
     )
-    assert "  renders: 1  # R, renders a step; at least 1" in text
+    assert "  renders: 1  # R, renders a step; from 1 to 4096" in text
     for kinds in KINDS:
         for key, _, _ in leaves(load(None, kind_overrides(kinds))):
             section, _, name = key.rpartition(".")  # a ramp's parts are not written out

@@ -13,13 +13,16 @@ from hypothesis import given, settings
 from hypothesis import strategies as st
 
 from carv3d.config import (
+    PIPELINES,
     Config,
     LinearSchedule,
+    find_config,
     load,
     to_yaml,
     validate,
 )
 from carv3d.config.keys import walk
+from carv3d.config.suggestions import paths
 from carv3d.errors import UserError
 from carv3d.generation.config import require_prompt
 from tests.config_keys import KINDS, kind_overrides, leaves, one_line
@@ -245,7 +248,7 @@ def test_value_out_of_range_is_refused(override: str) -> None:
 @pytest.mark.parametrize(
     ("text", "expected"),
     [
-        ("seed: 1\nguidance: {renders: 0}\n", ":2: guidance.renders must be at least 1, not 0"),
+        ("seed: 1\nguidance: {renders: 0}\n", ":2: guidance.renders must be from 1 to 4096, not 0"),
         ("scene:\n  bound: 0\n", ":2: scene.bound must be greater than 0, not 0"),
         ("views: {front: 200}\n", ":1: views.front must be from 0 to 180, not 200"),
         ("mesh: {threshold: 1.0}\n", ":1: mesh.threshold must be a share of the light"),
@@ -285,3 +288,30 @@ def test_prompt_is_asked_for_where_it_is_needed() -> None:
     with pytest.raises(UserError, match="no prompt"):
         require_prompt(config)
     assert require_prompt(load(None, ["prompt=a mug"])) == "a mug"
+
+
+@pytest.mark.parametrize(
+    "override",
+    [
+        "threads=1000000000",
+        "mesh.resolution=1000000",
+        "mesh.texture_size=1000000",
+        "turntable.frames=100000000",
+        "scene.resolution=100000",
+        "cameras.height=1000000",
+        "guidance.renders=1000000000",
+        "training.steps=1000000000000",
+    ],
+)
+def test_what_no_machine_can_do_is_out_of_range(override: str) -> None:
+    """A mistyped number must not fill the memory or hang."""
+    with pytest.raises(UserError, match=rf"{override.partition('=')[0]} must be from \d+ to \d+, not"):
+        load(find_config("shapes"), ["prompt=a red cone", override])
+
+
+def test_every_whole_number_has_an_upper_bound() -> None:
+    """But the seeds, of which all 64 bits are used."""
+    for of in PIPELINES.values():
+        for path, field in paths(of()).items():
+            if field.hint is int and not path.endswith("seed"):
+                assert field.key.le is not None or field.key.lt is not None, path

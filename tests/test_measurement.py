@@ -131,7 +131,7 @@ def mistakes() -> list[Any]:
     return [
         (["--budget", "0.001"], "budget is too small"),
         (["--resamples", "1,zwei"], "whole numbers"),
-        (["--renders", "0"], "at least 1"),
+        (["--renders", "0"], "from 1 to 4096"),
         (["--step", "77"], "77"),
         (["guidance.scale=4"], "give the run alone"),
         (["--output", "/proc/none"], "/proc/none"),

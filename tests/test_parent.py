@@ -9,7 +9,9 @@ import sys
 
 from carv3d.system.parent import STOPS_WITH_PARENT
 
-CODE = "from carv3d.system.parent import stop_with_parent as s; s(); print('on', flush=True); import time; time.sleep({})"
+CODE = (
+    "from carv3d.system.parent import stop_with_parent as s; s(); print('on', flush=True); import time; time.sleep({})"
+)
 
 
 def started(seconds: float, **environment: str) -> subprocess.Popen[str]:

@@ -19,7 +19,9 @@ class DataConfig:
     path: Annotated[
         str, Key('a folder, a metadata.jsonl, or "builtin": the training pictures of the built-in teacher')
     ] = "builtin"
-    items: Annotated[int, Key("how many pictures; of a folder the first ones by name; 0: all", ge=0)] = 2000
+    items: Annotated[int, Key("how many pictures; of a folder the first ones by name; 0: all", ge=0, le=10_000_000)] = (
+        2000
+    )
     seed: Annotated[
         int, Key("chooses pictures of the built-in teacher's 64,000", ge=0, lt=2**63, allowed="from 0 to 2^63 - 1")
     ] = 0
@@ -29,7 +31,7 @@ class DataConfig:
 class DrawsConfig:
     """The (t, eps) draws that all pictures and all queries share. A cosine needs no importance sampling."""
 
-    count: Annotated[int, Key("number of draws", ge=1)] = 16
+    count: Annotated[int, Key("number of draws", ge=1, le=4_096)] = 16
     strata: Annotated[Literal["none", "global"], Key("of timesteps; global: one draw in each of count strata")] = (
         "global"
     )
@@ -50,7 +52,7 @@ class DrawsConfig:
 class ProjectionConfig:
     """Random projection of the gradients."""
 
-    dimension: Annotated[int, Key("numbers that are kept of a gradient", ge=2)] = 512
+    dimension: Annotated[int, Key("numbers that are kept of a gradient", ge=2, le=65_536)] = 512
     seed: Seed = 0
 
 
@@ -59,9 +61,9 @@ class QueriesConfig:
     """What is to be explained: pictures that the teacher makes of the prompts, or given pictures."""
 
     path: Annotated[str, Key('a folder or metadata.jsonl with captions; "": made from the prompts')] = ""
-    count: Annotated[int, Key("pictures a prompt", ge=1)] = 1
+    count: Annotated[int, Key("pictures a prompt", ge=1, le=4_096)] = 1
     scale: Annotated[float, Key("of classifier-free guidance", ge=0)] = 3.0
-    steps: Annotated[int, Key("of DDIM", ge=1)] = 30
+    steps: Annotated[int, Key("of DDIM", ge=1, le=1_000)] = 30
     seed: Seed = 0
 
 
@@ -72,8 +74,8 @@ class AttributeConfig(CommonConfig):
     layers: Annotated[str, Key("regular expression, searched in the names of linear and convolutional layers")] = (
         r"up_blocks\.0\.resnets\.1"
     )
-    rows: Annotated[int, Key("most (picture, draw) pairs in one call of the denoiser", ge=1)] = 32
-    top: Annotated[int, Key("training pictures shown for a query, highest and lowest", ge=1)] = 10
+    rows: Annotated[int, Key("most (picture, draw) pairs in one call of the denoiser", ge=1, le=65_536)] = 32
+    top: Annotated[int, Key("training pictures shown for a query, highest and lowest", ge=1, le=1_000)] = 10
     data: DataConfig = field(default_factory=DataConfig)
     draws: DrawsConfig = field(default_factory=DrawsConfig)
     projection: ProjectionConfig = field(default_factory=ProjectionConfig)

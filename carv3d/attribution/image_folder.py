@@ -18,8 +18,8 @@ from PIL import Image, ImageOps
 from torch import Tensor
 
 from carv3d.attribution.pictures import Pictures, digest_of, unknown_camera
+from carv3d.config.paths import user_path
 from carv3d.errors import UserError
-from carv3d.system.paths import user_path
 
 ENDINGS = (".png", ".jpg", ".jpeg", ".webp", ".bmp", ".gif", ".tif", ".tiff")
 METADATA = "metadata.jsonl"

@@ -37,8 +37,8 @@ class CameraConfig:
         list[float],
         Key("vertical field of view, degrees", gt=0, lt=180, length=2, allowed="[low, high] degrees between 0 and 180"),
     ] = field(default_factory=lambda: [40.0, 40.0])
-    height: Annotated[int, Key("pixels", ge=1)] = 64
-    width: Annotated[int, Key("pixels", ge=1)] = 64
+    height: Annotated[int, Key("pixels", ge=1, le=4_096)] = 64
+    width: Annotated[int, Key("pixels", ge=1, le=4_096)] = 64
 
     def build(self, context: Context) -> CameraSampler:
         """The sampler."""

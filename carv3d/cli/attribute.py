@@ -11,8 +11,8 @@ from typing import Annotated, Any
 import typer
 
 from carv3d.cli.app import AsJson, app, console, overrides_among
+from carv3d.config.paths import user_path
 from carv3d.errors import UserError
-from carv3d.system.paths import user_path
 
 
 @app.command()

@@ -11,8 +11,8 @@ from typing import Annotated
 import typer
 
 from carv3d.cli.app import DEFAULT_CONFIG, AsJson, app, console, overrides_among
+from carv3d.config.paths import user_path
 from carv3d.errors import UserError
-from carv3d.system.paths import user_path
 
 
 @app.command()
@@ -21,12 +21,12 @@ def compare(
     prompts: Annotated[
         str | None, typer.Option(metavar="FILE", help="One prompt a line; default: six of the built-in world.")
     ] = None,
-    seeds: Annotated[int, typer.Option(min=1, help="Runs of each prompt and method.")] = 3,
+    seeds: Annotated[int, typer.Option(min=1, max=1000, help="Runs of each prompt and method.")] = 3,
     clip: Annotated[
         str | None, typer.Option(help="Quality by CLIP, a folder or hub id; default: by the true objects, if known.")
     ] = None,
     equal: Annotated[str, typer.Option(metavar="time|calls", help="What all methods get as much of.")] = "time",
-    jobs: Annotated[int, typer.Option(min=1, help="Runs at a time; they share the cores.")] = 1,
+    jobs: Annotated[int, typer.Option(min=1, max=256, help="Runs at a time; they share the cores.")] = 1,
     output: Annotated[Path | None, typer.Option(help="Folder; default: one in output_dir/compare.")] = None,
     as_json: AsJson = False,
 ) -> None:

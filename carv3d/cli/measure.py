@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import json
+import re
 import shlex
 import sys
 import tempfile
@@ -12,8 +13,10 @@ from typing import Annotated
 import typer
 
 from carv3d.cli.app import DEFAULT_CONFIG, AsJson, app, console, sort_words
+from carv3d.config.paths import is_user_file, user_path
 from carv3d.errors import UserError
-from carv3d.system.paths import is_user_file, user_path
+
+_MOST = 4096  # of R and of K
 
 
 @app.command()
@@ -22,12 +25,12 @@ def measure(
         list[str] | None, typer.Argument(metavar="[RUN | PROMPT] [CONFIG] [KEY=VALUE]...", show_default=False)
     ] = None,
     step: Annotated[int | None, typer.Option(min=0, help="Of a run: the checkpoint's; default: the newest.")] = None,
-    budget: Annotated[float, typer.Option(min=0, help="Seconds.")] = 300.0,
+    budget: Annotated[float, typer.Option(min=0, max=10**7, help="Seconds.")] = 300.0,
     precision: Annotated[float, typer.Option(min=0, help="Stop when every variance is known to this share.")] = 0.05,
     resamples: Annotated[str, typer.Option(help="K of the grid.")] = "1,2,4,8,16",
     renders: Annotated[str, typer.Option(help="R of the grid.")] = "1,2,4,8",
     cost_ratio: Annotated[
-        float | None, typer.Option(min=0, help="Count a render's cost as that of so many resamples.")
+        float | None, typer.Option(min=0, max=10**6, help="Count a render's cost as that of so many resamples.")
     ] = None,
     seed: Annotated[int, typer.Option(help="Of the measurement's draws.")] = 0,
     output: Annotated[Path | None, typer.Option(help="Folder; default: RUN/measure/step_N.")] = None,
@@ -51,6 +54,7 @@ def measure(
     from carv3d.system.threads import set_threads
 
     words = words or []
+    rs, ks = _whole_numbers("--renders", renders), _whole_numbers("--resamples", resamples)
     targets = [word for word in words if is_user_file(f"{word}/config.yaml")]
     if targets:
         if len(words) > 1:
@@ -89,8 +93,8 @@ def measure(
         task = bar.add_task("measuring", total=100, figures="")
         observed = observe(
             trainer,
-            renders=_whole_numbers("--renders", renders),
-            resamples=_whole_numbers("--resamples", resamples),
+            renders=rs,
+            resamples=ks,
             budget=budget,
             precision=precision,
             seed=seed,
@@ -112,7 +116,9 @@ def measure(
 
 
 def _whole_numbers(name: str, text: str) -> list[int]:
-    try:
-        return [int(word) for word in text.split(",")]
-    except ValueError:
-        raise UserError(f"{name} takes whole numbers with commas between, such as 1,2,4, not {text!r}") from None
+    words = [word.strip() for word in text.split(",")]
+    if not all(re.fullmatch(r"[0-9]{1,6}", word) and 1 <= int(word) <= _MOST for word in words):
+        raise UserError(
+            f"{name} takes whole numbers from 1 to {_MOST} with commas between, such as 1,2,4, not {text[:60]!r}"
+        )
+    return [int(word) for word in words]

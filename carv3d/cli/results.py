@@ -16,8 +16,8 @@ from carv3d.errors import UserError
 @app.command()
 def render(
     run_path: RunPath,
-    frames: Annotated[int | None, typer.Option(min=1, help="Frames of the turntable.")] = None,
-    size: Annotated[int | None, typer.Option(min=16, help="Pixels along a side.")] = None,
+    frames: Annotated[int | None, typer.Option(min=1, max=10_000, help="Frames of the turntable.")] = None,
+    size: Annotated[int | None, typer.Option(min=16, max=4096, help="Pixels along a side.")] = None,
     elevation: Annotated[float | None, typer.Option(min=-89, max=89, help="Degrees.")] = None,
     output: Annotated[Path | None, typer.Option(help="The video; default: RUN/turntable.mp4.")] = None,
 ) -> None:
@@ -55,13 +55,17 @@ def render(
 def export(
     run_path: RunPath,
     formats: Annotated[str | None, typer.Option("--format", help="glb, obj, ply, splat; several with commas.")] = None,
-    resolution: Annotated[int | None, typer.Option(min=8, help="Cells along a side of the isosurface grid.")] = None,
+    resolution: Annotated[
+        int | None, typer.Option(min=8, max=1024, help="Cells along a side of the isosurface grid.")
+    ] = None,
     threshold: Annotated[
         float | None, typer.Option(help="Share of the light absorbed at the surface; lower: fatter.")
     ] = None,
     faces: Annotated[int | None, typer.Option(min=0, help="Most triangles; 0: all.")] = None,
     texture: Annotated[str | None, typer.Option(help="uv (a baked picture) or vertex (vertex colours).")] = None,
-    texture_size: Annotated[int | None, typer.Option(min=16, help="Pixels along a side of the picture.")] = None,
+    texture_size: Annotated[
+        int | None, typer.Option(min=16, max=16_384, help="Pixels along a side of the picture.")
+    ] = None,
     output: Annotated[Path | None, typer.Option(help="Folder; default: RUN/mesh.")] = None,
     as_json: AsJson = False,
 ) -> None:

@@ -10,8 +10,8 @@ from typing import Annotated
 import typer
 
 from carv3d.cli.app import AsJson, app, console
+from carv3d.config.paths import user_path
 from carv3d.errors import UserError
-from carv3d.system.paths import user_path
 
 
 @app.command()
@@ -20,7 +20,7 @@ def sample(
         Path, typer.Argument(metavar="RUN", help="A run of `carv3d distill`, or a pipeline folder that one wrote.")
     ],
     prompts: Annotated[list[str], typer.Argument(metavar="PROMPT...", show_default=False)],
-    count: Annotated[int, typer.Option(min=1, help="Pictures of each prompt and camera.")] = 4,
+    count: Annotated[int, typer.Option(min=1, max=1000, help="Pictures of each prompt and camera.")] = 4,
     cameras: Annotated[
         str, typer.Option(metavar="AZIMUTH/ELEVATION,...", help="Degrees; of a generator that is told the camera.")
     ] = "20/15",

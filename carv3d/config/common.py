@@ -17,7 +17,7 @@ class CommonConfig:
         str,
         Key("the device of tensors and networks", pattern=r"auto|cpu|cuda(:\d+)?", allowed="auto, cpu, cuda or cuda:N"),
     ] = "auto"
-    threads: Annotated[int, Key("torch threads on the CPU; 0: one for each core", ge=0)] = 0
+    threads: Annotated[int, Key("torch threads on the CPU; 0: one for each core", ge=0, le=1024)] = 0
     output_dir: Annotated[
         str, Key("folder of all results; each run makes its own folder in it", pattern=NOT_BLANK, allowed="a folder")
     ] = "outputs"

@@ -11,9 +11,9 @@ from typing import Any
 
 import yaml
 
+from carv3d.config.paths import user_path
 from carv3d.config.yaml_loader import line_numbers, parse, problem
 from carv3d.errors import UserError
-from carv3d.system.paths import user_path
 
 
 @dataclass(frozen=True)

@@ -41,17 +41,20 @@ class Key:
         """What is allowed, in words; empty if everything is."""
         if self.allowed:
             return self.allowed
-        low, high = (self.gt if self.ge is None else self.ge), (self.lt if self.le is None else self.le)
+        low, high = (
+            str(limit) if isinstance(limit, int) else None if limit is None else f"{limit:g}"
+            for limit in ((self.gt if self.ge is None else self.ge), (self.lt if self.le is None else self.le))
+        )
         match low, high:
             case None, None:
                 return ""
             case _, None:
-                return f"at least {low:g}" if self.ge is not None else f"greater than {low:g}"
+                return f"at least {low}" if self.ge is not None else f"greater than {low}"
             case None, _:
-                return f"at most {high:g}" if self.le is not None else f"less than {high:g}"
+                return f"at most {high}" if self.le is not None else f"less than {high}"
         if self.ge is not None:
-            return f"from {low:g} to {high:g}" if self.le is not None else f"at least {low:g} and less than {high:g}"
-        return f"greater than {low:g} and {'at most' if self.le is not None else 'less than'} {high:g}"
+            return f"from {low} to {high}" if self.le is not None else f"at least {low} and less than {high}"
+        return f"greater than {low} and {'at most' if self.le is not None else 'less than'} {high}"
 
 
 @dataclass(frozen=True)
@@ -133,4 +136,4 @@ Betas = Annotated[
 LearningRate = Annotated[float, Key("of Adam", gt=0)]
 Seed = Annotated[int, Key("of the random numbers", ge=0, lt=2**63, allowed="from 0 to 2^63 - 1")]
 Fraction = Annotated[float, Key("fraction of the schedule", ge=0, le=1)]
-Interval = Annotated[int, Key("steps between two; 0: never", ge=0)]
+Interval = Annotated[int, Key("steps between two; 0: never", ge=0, le=100_000_000)]

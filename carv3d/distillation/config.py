@@ -18,8 +18,8 @@ from carv3d.prompts.config import ViewsConfig
 class MatchingConfig:
     """The estimate of the score difference. resamples=1 is plain DMD2."""
 
-    renders: Annotated[int, Key("R, generator outputs a step", ge=1)] = 16
-    resamples: Annotated[int, Key("K, (t, eps) draws an output", ge=1)] = 1
+    renders: Annotated[int, Key("R, generator outputs a step", ge=1, le=4_096)] = 16
+    resamples: Annotated[int, Key("K, (t, eps) draws an output", ge=1, le=4_096)] = 1
     strata: Annotated[Literal["none", "render"], Key("of timesteps; render: K strata an output")] = "render"
     coupling: Annotated[Literal["independent", "antithetic"], Key("of the K noises of an output", formerly="noise")] = (
         "independent"
@@ -27,7 +27,9 @@ class MatchingConfig:
     scale: Annotated[float, Key("of the teacher's classifier-free guidance; 1 is the conditional model", ge=0)] = 3.0
     t_min: Fraction = 0.02
     t_max: Fraction = 0.98
-    chunk: Annotated[int, Key("most (output, resample) pairs in one network call; 0: all at once", ge=0)] = 0
+    chunk: Annotated[
+        int, Key("most (output, resample) pairs in one network call; 0: all at once", ge=0, le=1_000_000)
+    ] = 0
 
     def rules(self, prefix: str) -> Iterator[Rule]:
         """Some timestep is left."""
@@ -52,8 +54,8 @@ class GeneratorConfig:
 class FakeScoreConfig:
     """The network that learns the score of the generator's outputs."""
 
-    updates: Annotated[int, Key("of it, for each update of the generator", ge=1)] = 2
-    batch: Annotated[int, Key("outputs an update", ge=1)] = 16
+    updates: Annotated[int, Key("of it, for each update of the generator", ge=1, le=1_000)] = 2
+    batch: Annotated[int, Key("outputs an update", ge=1, le=4_096)] = 16
     lr: LearningRate = 2e-4
     betas: Betas = field(default_factory=lambda: [0.0, 0.999])
     divergence: Annotated[float, Key("a loss this many times its running mean stops the run", gt=1)] = 10.0
@@ -63,13 +65,13 @@ class FakeScoreConfig:
 class DistillationConfig:
     """Length of a run, and what it writes on the way."""
 
-    steps: Annotated[int, Key("of the generator", ge=1)] = 240
+    steps: Annotated[int, Key("of the generator", ge=1, le=100_000_000)] = 240
     precision: Annotated[
         Literal["auto", "float32", "bfloat16"], Key("of the networks; auto: bfloat16 where it is fast")
     ] = "auto"
     preview_every: Interval = 50
-    checkpoint_every: Annotated[int, Key("steps between two; 0: only at the end", ge=0)] = 50
-    keep_checkpoints: Annotated[int, Key("how many of the newest are kept", ge=1)] = 2
+    checkpoint_every: Annotated[int, Key("steps between two; 0: only at the end", ge=0, le=100_000_000)] = 50
+    keep_checkpoints: Annotated[int, Key("how many of the newest are kept", ge=1, le=1_000_000)] = 2
 
 
 @dataclass

@@ -16,13 +16,13 @@ import torch
 from torch import Tensor
 
 from carv3d.cameras import Cameras
+from carv3d.config.paths import user_path
 from carv3d.distillation.conditions import Conditions
 from carv3d.distillation.trainer import Distiller
 from carv3d.errors import UserError
 from carv3d.prompts.views import ViewPrompts
 from carv3d.runs import disk_errors, replace_file
 from carv3d.shapes import parse
-from carv3d.system.paths import user_path
 from carv3d.teachers import DiffusersTeacher
 from carv3d.teachers.config import DiffusersTeacherConfig
 

@@ -13,8 +13,8 @@ import torch.nn.functional as F
 from torch import Tensor
 
 from carv3d.cameras import Cameras, Sampler
+from carv3d.config.paths import user_path
 from carv3d.errors import UserError
-from carv3d.system.paths import user_path
 
 DEFAULT_CLIP = "openai/clip-vit-base-patch32"
 """The paper's, 0.6 GB."""

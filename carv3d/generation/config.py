@@ -22,13 +22,14 @@ class GuidanceConfig:
     """The estimator (paper, Algorithm 1) and its weights. resamples=1 with proposal=uniform is plain SDS."""
 
     objective: Annotated[ComponentConfig, Component("objective")] = component("objective", "sds")
-    renders: Annotated[int, Key("R, renders a step", ge=1)] = 1
+    renders: Annotated[int, Key("R, renders a step", ge=1, le=4_096)] = 1
     resamples: Annotated[
         int | Literal["auto"],
         Key(
             "K, (t, eps) draws a render; auto: chosen during the run from measured noise and time",
             ge=1,
-            allowed="a whole number of at least 1, or auto",
+            le=4_096,
+            allowed="a whole number from 1 to 4096, or auto",
         ),
     ] = 4
     proposal: Annotated[
@@ -48,7 +49,9 @@ class GuidanceConfig:
     ] = 3.0
     t_min: Annotated[LinearSchedule, Key("smallest timestep, fraction of the schedule", ge=0, le=1)] = constant(0.02)
     t_max: Annotated[LinearSchedule, Key("largest timestep, fraction of the schedule", ge=0, le=1)] = constant(0.98)
-    chunk: Annotated[int, Key("most (render, resample) pairs in one teacher call; 0: all at once", ge=0)] = 0
+    chunk: Annotated[
+        int, Key("most (render, resample) pairs in one teacher call; 0: all at once", ge=0, le=1_000_000)
+    ] = 0
 
     def rules(self, prefix: str) -> Iterator[Rule]:
         """Names are known, and some timestep is left at every moment."""
@@ -99,18 +102,19 @@ class OptimizerConfig:
 class TrainingConfig:
     """Length of a run, and what it writes on the way."""
 
-    steps: Annotated[int, Key("of the optimiser", ge=1)] = 600
+    steps: Annotated[int, Key("of the optimiser", ge=1, le=100_000_000)] = 600
     preview_every: Interval = 100
     denoising_preview_every: Annotated[
         int,
         Key(
             "steps between two pictures of the teacher's denoised renders; 0: never",
             ge=0,
+            le=100_000_000,
             formerly="opinion_every",
         ),
     ] = 0
-    checkpoint_every: Annotated[int, Key("steps between two; 0: only at the end", ge=0)] = 100
-    keep_checkpoints: Annotated[int, Key("how many of the newest are kept", ge=1)] = 2
+    checkpoint_every: Annotated[int, Key("steps between two; 0: only at the end", ge=0, le=100_000_000)] = 100
+    keep_checkpoints: Annotated[int, Key("how many of the newest are kept", ge=1, le=1_000_000)] = 2
 
 
 @dataclass
@@ -120,7 +124,7 @@ class MeshConfig:
     formats: Annotated[list[str], Key("glb, obj, ply, and splat of Gaussians; []: none")] = field(
         default_factory=lambda: ["glb", "obj", "ply"]
     )
-    resolution: Annotated[int, Key("cells along a side of the isosurface grid", ge=2)] = 128
+    resolution: Annotated[int, Key("cells along a side of the isosurface grid", ge=2, le=1_024)] = 128
     threshold: Annotated[
         float,
         Key(
@@ -130,22 +134,24 @@ class MeshConfig:
             allowed="a share of the light, above 0 and below 1",
         ),
     ] = 0.15
-    faces: Annotated[int, Key("most triangles after simplification; 0: no simplification", ge=0)] = 10000
+    faces: Annotated[int, Key("most triangles after simplification; 0: no simplification", ge=0, le=100_000_000)] = (
+        10000
+    )
     texture: Annotated[Literal["uv", "vertex"], Key("uv: a baked picture; vertex: vertex colours")] = "uv"
-    texture_size: Annotated[int, Key("pixels along a side of the baked picture", ge=1)] = 512
+    texture_size: Annotated[int, Key("pixels along a side of the baked picture", ge=1, le=16_384)] = 512
 
 
 @dataclass
 class TurntableConfig:
     """The video and the contact sheet at the end of a run."""
 
-    frames: Annotated[int, Key("of one turn", ge=1)] = 60
-    fps: Annotated[int, Key("frames a second", ge=1)] = 20
-    size: Annotated[int, Key("pixels along a side of a frame", ge=16)] = 256
+    frames: Annotated[int, Key("of one turn", ge=1, le=10_000)] = 60
+    fps: Annotated[int, Key("frames a second", ge=1, le=240)] = 20
+    size: Annotated[int, Key("pixels along a side of a frame", ge=16, le=4_096)] = 256
     elevation: Annotated[float, Key("of the camera, degrees", gt=-90, lt=90, allowed="degrees between -90 and 90")] = (
         15.0
     )
-    sheet: Annotated[int, Key("pixels along a side of each picture on the contact sheet", ge=16)] = 160
+    sheet: Annotated[int, Key("pixels along a side of each picture on the contact sheet", ge=16, le=4_096)] = 160
 
 
 @dataclass

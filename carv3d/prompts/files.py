@@ -6,8 +6,8 @@ import re
 from pathlib import Path
 
 from carv3d.config import find_config
+from carv3d.config.paths import user_path
 from carv3d.errors import UserError
-from carv3d.system.paths import user_path
 
 DEFAULT_PROMPTS = "prompts/compare.txt"
 """Comes with carv3d: what `carv3d compare` compares by."""

@@ -24,11 +24,11 @@ class RendererConfig:
     backend: Annotated[Backend, Key("auto: on CUDA gsplat or nerfacc, on the CPU numba, if it works; else torch")] = (
         "auto"
     )
-    samples: Annotated[int, Key("along a ray, of fields", ge=1)] = 64
+    samples: Annotated[int, Key("along a ray, of fields", ge=1, le=16_384)] = 64
     occupancy_resolution: Annotated[
         int, Key("cells along a side of the mask that skips empty space, of fields; 0: no mask", ge=0, le=256)
     ] = 32
-    occupancy_every: Annotated[int, Key("steps between two updates of the mask", ge=1)] = 16
+    occupancy_every: Annotated[int, Key("steps between two updates of the mask", ge=1, le=100_000_000)] = 16
     occupancy_threshold: Annotated[
         float, Key("largest opacity that a ray may lose to what the mask skips; 0: nothing", ge=0)
     ] = 0.1

@@ -27,13 +27,13 @@ import torch
 from torch import Tensor
 
 from carv3d.config import Config, load, to_yaml
+from carv3d.config.paths import user_path
 from carv3d.errors import UserError
 from carv3d.runs.checkpoints import Checkpoint, Checkpoints, refuse_pickle
 from carv3d.runs.environment import environment
 from carv3d.runs.locking import FolderLock
 from carv3d.runs.metrics import MetricsLog
 from carv3d.runs.storage import disk_errors, replace_file
-from carv3d.system.paths import user_path
 
 if TYPE_CHECKING:
     from typing_extensions import Self

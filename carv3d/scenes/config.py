@@ -44,7 +44,7 @@ class VoxelGridConfig(FieldConfig):
     """A dense grid of density and colour."""
 
     type: Literal["voxel_grid"] = "voxel_grid"
-    resolution: Annotated[int, Key("grid points along a side", ge=2)] = 48
+    resolution: Annotated[int, Key("grid points along a side", ge=2, le=512)] = 48
     density_scale: Annotated[float, Key("density per unit of softplus(parameter), per world unit", gt=0)] = 6.0
 
     def build(self, context: Context) -> VoxelGrid:
@@ -59,13 +59,13 @@ class HashGridConfig(FieldConfig):
     """A multiresolution hash grid with a small MLP (Instant-NGP)."""
 
     type: Literal["hash_grid"] = "hash_grid"
-    levels: Annotated[int, Key("number of grids", ge=1)] = 16
-    features: Annotated[int, Key("per level", ge=1)] = 2
+    levels: Annotated[int, Key("number of grids", ge=1, le=64)] = 16
+    features: Annotated[int, Key("per level", ge=1, le=16)] = 2
     log2_table: Annotated[int, Key("log2 of the entries per level", ge=1, le=28)] = 19
-    base_resolution: Annotated[int, Key("cells along a side at the coarsest level", ge=1)] = 16
-    finest_resolution: Annotated[int, Key("cells along a side at the finest level", ge=1)] = 2048
-    hidden: Annotated[int, Key("width of the MLP", ge=1)] = 64
-    layers: Annotated[int, Key("hidden layers of the MLP", ge=1)] = 1
+    base_resolution: Annotated[int, Key("cells along a side at the coarsest level", ge=1, le=4_096)] = 16
+    finest_resolution: Annotated[int, Key("cells along a side at the finest level", ge=1, le=1_048_576)] = 2048
+    hidden: Annotated[int, Key("width of the MLP", ge=1, le=4_096)] = 64
+    layers: Annotated[int, Key("hidden layers of the MLP", ge=1, le=64)] = 1
     blob_density: Annotated[float, Key("height of the initial blob, before the activation", ge=0)] = 10.0
 
     def build(self, context: Context) -> HashGrid:
@@ -84,7 +84,7 @@ class HashGridConfig(FieldConfig):
 class DensificationConfig:
     """When Gaussians are added and removed, and which."""
 
-    every: Annotated[int, Key("steps between two densifications; 0: never", ge=0)] = 50
+    every: Annotated[int, Key("steps between two densifications; 0: never", ge=0, le=100_000_000)] = 50
     begin: Annotated[float, Key("first moment of densification, fraction of the run", ge=0, le=1)] = 0.1
     end: Annotated[float, Key("last moment, fraction of the run", ge=0, le=1)] = 0.7
     gradient: Annotated[
@@ -93,7 +93,7 @@ class DensificationConfig:
     split_scale: Annotated[
         float, Key("larger ones are split, others cloned; largest std, share of the bound", gt=0)
     ] = 0.05
-    most: Annotated[int, Key("largest number of Gaussians", ge=1)] = 10000
+    most: Annotated[int, Key("largest number of Gaussians", ge=1, le=100_000_000)] = 10000
     # A reset goes to twice the threshold, and that must be an opacity.
     prune_opacity: Annotated[float, Key("fainter ones are removed", ge=0, lt=0.5)] = 0.02
     prune_scale: Annotated[float, Key("larger ones are removed; largest std, share of the bound", gt=0)] = 0.5
@@ -121,7 +121,7 @@ class GaussiansConfig:
     type: Literal["gaussians"] = "gaussians"
     bound: Bound = 1.0
     points: Annotated[str, Key('a .ply point cloud to start from; "": points of a ball')] = ""
-    count: Annotated[int, Key("points of the ball", ge=1)] = 2000
+    count: Annotated[int, Key("points of the ball", ge=1, le=10_000_000)] = 2000
     radius: Annotated[float, Key("of the ball, world units", gt=0)] = 0.5
     spread: Annotated[float, Key("initial std, share of the distance to the nearest points", gt=0)] = 1.0
     opacity: Annotated[float, Key("initial", gt=0, lt=1)] = 0.1

@@ -10,8 +10,8 @@ import numpy as np
 import torch
 from torch import Tensor
 
+from carv3d.config.paths import user_path
 from carv3d.errors import UserError
-from carv3d.system.paths import user_path
 
 _NEIGHBOURS = 3
 

@@ -6,8 +6,8 @@ import os
 import tempfile
 from pathlib import Path
 
+from carv3d.config.paths import user_path
 from carv3d.errors import UserError
-from carv3d.system.paths import user_path
 
 
 def cache_folder() -> Path:

@@ -14,11 +14,11 @@ import torch
 
 from carv3d import build
 from carv3d.config import Config
+from carv3d.config.paths import user_path
 from carv3d.errors import UserError
 from carv3d.kernels.trials import examine as examine_backends
 from carv3d.runs.environment import cpu_name
 from carv3d.system.arithmetic import is_fast
-from carv3d.system.paths import user_path
 from carv3d.system.threads import cores
 from carv3d.teachers import DiffusersTeacher as Teacher
 from carv3d.teachers.weights import Remote, SingleFile, configs_of, licence_of, look

@@ -42,7 +42,8 @@ class DiffusersTeacherConfig:
     ] = "auto"
     view_words: Annotated[bool, Key('append ", front view" and the like to the prompt')] = True
     image_size: Annotated[
-        int, Key("pixels that renders are resized to before encoding; 0: the size of the teacher's training", ge=0)
+        int,
+        Key("pixels that renders are resized to before encoding; 0: the size of the teacher's training", ge=0, le=8192),
     ] = 0
     cache_text: Annotated[bool, Key("keep prompt embeddings on disk, so that text encoders are not loaded again")] = (
         True
@@ -79,8 +80,10 @@ class ExactTeacherConfig:
     builtin_world: ClassVar[bool] = True
 
     type: Literal["exact"] = "exact"
-    views: Annotated[int, Key("reference pictures of the object", ge=1)] = 400
-    neighbours: Annotated[int, Key("reference pictures nearest to the camera that make up the posterior", ge=1)] = 24
+    views: Annotated[int, Key("reference pictures of the object", ge=1, le=100_000)] = 400
+    neighbours: Annotated[
+        int, Key("reference pictures nearest to the camera that make up the posterior", ge=1, le=100_000)
+    ] = 24
     concentration: Annotated[
         float, Key("how fast the prior weight of a picture falls with its angle to the camera", ge=0)
     ] = 60.0

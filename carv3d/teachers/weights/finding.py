@@ -10,8 +10,8 @@ from dataclasses import dataclass
 from pathlib import Path
 from typing import Any
 
+from carv3d.config.paths import user_path
 from carv3d.errors import UserError
-from carv3d.system.paths import user_path
 from carv3d.teachers.weights import hub
 from carv3d.teachers.weights.files import INDEX, USED, missing_weights, wanted
 from carv3d.teachers.weights.single_file import SingleFile
