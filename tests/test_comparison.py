@@ -34,6 +34,8 @@ from tests.comparisons import QUIET, TINY, known_times, planned, tiny
 from tests.pipelines import make_clip, make_pipeline
 from tests.test_cli import carv3d
 
+pytestmark = pytest.mark.slow
+
 timed = pytest.fixture(known_times)
 small_judge = functools.cache(lambda: Judge(16))
 

@@ -10,10 +10,13 @@ from pathlib import Path
 import pytest
 import torch
 
+from carv3d.comparison import yardsticks
 from carv3d.comparison.execution import _Children
 from carv3d.runs import read_metrics
 from tests.test_cli import carv3d
-from tests.test_comparison import in_process
+from tests.test_comparison import in_process, small_judge
+
+pytestmark = pytest.mark.slow
 
 EXAMPLES = Path(__file__).parents[1] / "docs" / "examples"
 
@@ -68,7 +71,8 @@ def test_plug_ins_in_one_file(on_path: None, tmp_path: Path, words: list[str], l
 def test_measure_takes_a_plug_in(on_path: None, tmp_path: Path) -> None:
     """And its camera sampler, whose cameras have no table."""
     words = ["guidance.objective=own_objective.Mixed", "cameras=own_cameras.Frontal", "teacher=own_teacher.Colour"]
-    more = ["cameras.height=16", "cameras.width=16", "threads=1", "--budget", "6", "--resamples", "1,2"]
+    more = ["cameras.height=16", "cameras.width=16", "threads=1", "--budget", "6", "--precision", "9"]
+    more += ["--resamples", "1,2"]
     code, _, err = carv3d(
         "measure", "a red cone", *words, *more, "--renders", "1", "--output", str(tmp_path / "report")
     )
@@ -92,6 +96,7 @@ def test_compare_takes_a_plug_in(
 ) -> None:
     """Cameras that have no order among them; quality by the true objects, since its teacher is the exact one."""
     monkeypatch.setattr(_Children, "run", in_process)
+    monkeypatch.setattr(yardsticks, "Judge", small_judge)
     (tmp_path / "prompts.txt").write_text("a red cone\n")
     for name, count in (("one", 1), ("two", 2)):
         text = f"base: shapes\ncameras: own_cameras.Frontal\nguidance: {{resamples: {count}, strata: none}}\n"

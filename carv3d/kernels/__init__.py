@@ -1,1 +1,1 @@
-"""Compiled kernels of other packages: build, try and time them."""
+"""Compiled kernels: our own for the CPU, and those of other packages, which are built and tried."""

@@ -3,13 +3,14 @@
 from __future__ import annotations
 
 import time
-from collections.abc import Callable
+from collections.abc import Callable, Sequence
 from dataclasses import dataclass
 from importlib.metadata import PackageNotFoundError, version
 
 import torch
 
 from carv3d.cameras import orbit
+from carv3d.kernels import jit
 from carv3d.renderers import SplatRenderer, VolumeRenderer, gsplat_backend, nerfacc_backend
 from carv3d.renderers.config import Backend, RendererConfig
 from carv3d.scenes import Gaussians, HashGrid, VoxelGrid, fused_hash_grid
@@ -49,39 +50,50 @@ def examine() -> list[Trial]:
     splat = _Work("torch splat", picture, lambda: _splat(device, "torch"))
     volume = _Work("torch volume", picture, lambda: _volume(device, "torch"))
     grid = _Work("torch hash grid", f"{_POINTS} points, forward and backward", lambda: _encoding(device, fused=False))
-    fused = "fused hash grid"
+    nerfacc = _Alternative("nerfacc", "nerfacc", nerfacc_backend.problem, lambda: _volume(device, "nerfacc"))
+    numba = _Alternative("numba volume", "numba", jit.problem, lambda: _volume(device, "numba"))
+    gsplat = _Alternative("gsplat", "gsplat", gsplat_backend.problem, lambda: _splat(device, "gsplat"))
+    fused = _Alternative("fused hash grid", "triton", fused_hash_grid.problem, lambda: _encoding(device, fused=True))
     return [
-        *_compared(splat, "gsplat", "gsplat", gsplat_backend.problem, lambda: _splat(device, "gsplat"), device),
-        *_compared(volume, "nerfacc", "nerfacc", nerfacc_backend.problem, lambda: _volume(device, "nerfacc"), device),
-        *_compared(grid, fused, "triton", fused_hash_grid.problem, lambda: _encoding(device, fused=True), device),
+        *_compared(splat, [gsplat], device),
+        *_compared(volume, [nerfacc, numba], device),
+        *_compared(grid, [fused], device),
     ]
 
 
-def _compared(
-    work: _Work,
-    name: str,
-    package: str,
-    problem: Callable[[torch.device], str | None],
-    ready: Callable[[], Callable[[], None]],
-    device: torch.device,
-) -> tuple[Trial, Trial]:
-    """The trial of torch, and that of its alternative `name`, which needs `package`."""
+@dataclass(frozen=True)
+class _Alternative:
+    """What may do a work of torch: its name, the package that it needs, why it cannot be used, and the work."""
+
+    name: str
+    package: str
+    problem: Callable[[torch.device], str | None]
+    ready: Callable[[], Callable[[], None]]
+
+
+def _compared(work: _Work, alternatives: Sequence[_Alternative], device: torch.device) -> list[Trial]:
+    """The trial of torch, and those of its alternatives."""
     reference = _seconds(work.ready, device)
     if isinstance(reference, str):
         first = Trial(work.name, False, reference)
     else:
         first = Trial(work.name, True, f"runs on {device.type}: {1000 * reference:.1f} ms ({work.what})")
+    return [first, *(_tried(alternative, reference, device) for alternative in alternatives)]
+
+
+def _tried(one: _Alternative, reference: float | str, device: torch.device) -> Trial:
+    """The trial of an alternative to torch, whose seconds or failure is `reference`."""
     try:
-        before = f"{package} {version(package)} is installed"
+        before = f"{one.package} {version(one.package)} is installed"
     except PackageNotFoundError:
-        return first, Trial(name, True, f"{package} is not installed; torch takes its place")
-    if (found := problem(device)) is not None:
-        return first, Trial(name, True, f"{before}; torch takes its place: {found}")
-    mine = _seconds(ready, device)
+        return Trial(one.name, True, f"{one.package} is not installed; torch takes its place")
+    if (found := one.problem(device)) is not None:
+        return Trial(one.name, True, f"{before}; torch takes its place: {found}")
+    mine = _seconds(one.ready, device)
     if isinstance(mine, str):
-        return first, Trial(name, False, f"{before}, builds, {mine}")
+        return Trial(one.name, False, f"{before}, builds, {mine}")
     ratio = "" if isinstance(reference, str) else f", {mine / reference:.2f} of torch's"
-    return first, Trial(name, True, f"{before}, builds, runs on {device.type}: {1000 * mine:.1f} ms{ratio}")
+    return Trial(one.name, True, f"{before}, builds, runs on {device.type}: {1000 * mine:.1f} ms{ratio}")
 
 
 def _splat(device: torch.device, backend: Backend) -> Callable[[], None]:
