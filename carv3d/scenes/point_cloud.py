@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import re
 import warnings
 from pathlib import Path
 from typing import Any, NamedTuple
@@ -39,11 +40,11 @@ def ball(count: int, radius: float, generator: torch.Generator) -> PointCloud:
 
 
 def read(path: Path | str, bound: float) -> PointCloud:
-    """The points of a .ply file: columns x, y, z in world units, and red, green, blue if it has them, else grey.
+    """The points of a .ply file: columns x, y, z in world units, and their colours, see `_colours`; without any, grey.
 
     Raises:
-        UserError: no such file, not a .ply, no points, wrong columns, a coordinate that is not finite, or points
-            outside the cube [-bound, bound]^3.
+        UserError: no such file, not a .ply, no points or fewer than it says, wrong columns, colours that are not
+            understood, a coordinate that is not finite, or points outside the cube [-bound, bound]^3.
     """
     import trimesh  # half a second
 
@@ -56,13 +57,16 @@ def read(path: Path | str, bound: float) -> PointCloud:
             loaded: Any = trimesh.load(path, file_type="ply", process=False)
             # Without points trimesh gives an empty scene.
             positions = np.array(getattr(loaded, "vertices", ()), np.float32).reshape(-1, 3)
-            visual = loaded if isinstance(loaded, trimesh.PointCloud) else getattr(loaded, "visual", None)
-            colours = getattr(visual, "colors", getattr(visual, "vertex_colors", None))
+            vertex = loaded.metadata["_ply_raw"]["vertex"]
+            columns = {name: np.asarray(vertex["data"][name]).reshape(-1) for name in vertex["properties"]}
+            kinds = {name: np.dtype(kind) for name, kind in vertex["properties"].items()}
     except (ValueError, KeyError, IndexError, AttributeError, TypeError, UnicodeDecodeError) as error:
         reason = " ".join(str(error).split())[:100]
         raise UserError(f"{path} is not a point cloud: give a .ply with vertex columns x, y, z ({reason})") from None
     if not len(positions):
         raise UserError(f"{path} has no points: give a .ply with at least one vertex, with columns x, y, z")
+    if len(positions) != vertex["length"]:
+        raise UserError(f"{path} has {len(positions)} of its {vertex['length']} points: it was cut, get it again")
     if broken := int((~np.isfinite(positions).all(1)).sum()):
         raise UserError(f"{path}: {broken} of {len(positions)} points are not finite: remove them from the file")
     if outside := int((np.abs(positions).max(1) > bound).sum()):
@@ -70,10 +74,55 @@ def read(path: Path | str, bound: float) -> PointCloud:
             f"{path}: {outside} of {len(positions)} points lie outside the cube: scale them into [-{bound:g}, "
             f"{bound:g}] or raise scene.bound"
         )
-    grey = np.full((len(positions), 3), 0.5, np.float32)
-    known = colours is not None and len(colours) == len(positions)
-    rgb = np.asarray(colours)[:, :3].astype(np.float32) / 255 if known else grey
+    try:
+        rgb = _colours(columns, kinds)
+    except ValueError as error:
+        raise UserError(f"{path}: {error}") from None
+    rgb = np.full((len(positions), 3), 0.5, np.float32) if rgb is None else rgb
     return PointCloud(torch.from_numpy(positions), torch.from_numpy(rgb))
+
+
+_DC = ("f_dc_0", "f_dc_1", "f_dc_2")
+_RGB = [("red", "green", "blue"), ("diffuse_red", "diffuse_green", "diffuse_blue"), ("r", "g", "b")]
+_DC_SCALE = 0.28209479177387814  # of the spherical harmonic of degree 0: colour = 1/2 + scale * coefficient
+
+
+def _colours(columns: dict[str, Any], kinds: dict[str, np.dtype[Any]]) -> Any:
+    """Colours (N, 3) float32 in [0, 1] of the columns of a .ply file; None if no column is a colour.
+
+    Splats have coefficients `f_dc_0` to `f_dc_2` (Kerbl et al. 2023). Else there are red, green, blue, also with
+    `diffuse_` before them or as r, g, b: unsigned whole numbers of the type's whole range, or decimals from 0 to 1.
+
+    Raises:
+        ValueError: columns that seem to be colours and are not understood.
+    """
+    if all(name in columns for name in _DC):
+        found = np.stack([columns[name] for name in _DC], 1).astype(np.float32) * _DC_SCALE + 0.5
+        return found.clip(0, 1)
+    for names in _RGB:
+        if all(name in columns for name in names):
+            kind = {kinds[name] for name in names}
+            found = np.stack([columns[name] for name in names], 1)
+            if all(each.kind == "u" for each in kind) and len(kind) == 1:
+                return found.astype(np.float32) / np.iinfo(kind.pop()).max
+            if (
+                all(each.kind == "f" for each in kind)
+                and np.isfinite(found).all()
+                and found.min() >= 0
+                and found.max() <= 1
+            ):
+                return found.astype(np.float32)
+            raise ValueError(
+                f"the colours {', '.join(names)} are not understood: give them as uchar from 0 to 255 or as float from "
+                "0 to 1"
+            )
+    strange = [name for name in columns if re.search(r"red|green|blue|rgb|colou?r|f_dc|^[rgb]$", name.lower())]
+    if strange:
+        raise ValueError(
+            f"columns that seem to be colours and are not understood: {', '.join(strange)}: name them red, green, blue, "
+            "or remove them"
+        )
+    return None
 
 
 def spacing(positions: Tensor, least: float) -> Tensor:
