@@ -58,7 +58,8 @@ def read(path: Path | str, bound: float) -> PointCloud:
             # Without points trimesh gives an empty scene.
             positions = np.array(getattr(loaded, "vertices", ()), np.float32).reshape(-1, 3)
             vertex = loaded.metadata["_ply_raw"]["vertex"]
-            columns = {name: np.asarray(vertex["data"][name]).reshape(-1) for name in vertex["properties"]}
+            names = vertex["properties"] if len(positions) else ()
+            columns = {name: np.asarray(vertex["data"][name]).reshape(-1) for name in names}
             kinds = {name: np.dtype(kind) for name, kind in vertex["properties"].items()}
     except (ValueError, KeyError, IndexError, AttributeError, TypeError, UnicodeDecodeError) as error:
         reason = " ".join(str(error).split())[:100]
@@ -119,8 +120,8 @@ def _colours(columns: dict[str, Any], kinds: dict[str, np.dtype[Any]]) -> Any:
     strange = [name for name in columns if re.search(r"red|green|blue|rgb|colou?r|f_dc|^[rgb]$", name.lower())]
     if strange:
         raise ValueError(
-            f"columns that seem to be colours and are not understood: {', '.join(strange)}: name them red, green, blue, "
-            "or remove them"
+            f"columns that seem to be colours and are not understood: {', '.join(strange)}: name them red, green, "
+            "blue, or remove them"
         )
     return None
 
