@@ -15,6 +15,7 @@ import pytest
 import torch
 from hypothesis import given
 from hypothesis import strategies as st
+from PIL import Image
 from torch import Tensor, nn
 
 from carv3d.attribution import Projection, RowGradients, SharedDraws, ends, scores
@@ -237,6 +238,51 @@ def test_bad_folders_are_one_line_each(tmp_path: Path) -> None:
     (tmp_path / "metadata.jsonl").write_text('{"file": "y.png"}\n')
     with pytest.raises(UserError, match=r"metadata.jsonl:1: no file_name and text"):
         ImageFolder(tmp_path, 16)
+
+
+def test_pictures_of_sixteen_bits_keep_their_grey(tmp_path: Path) -> None:
+    """Half of the light stays half; numbers whose white is not known are refused at the start."""
+    (tmp_path / "x.txt").write_text("a view")
+    Image.fromarray(np.full((16, 16), 32768, np.uint16)).save(tmp_path / "x.png")
+    assert ImageFolder(tmp_path, 16).load([0]).sub(0.5).abs().max() < 0.01
+    (tmp_path / "x.png").unlink()
+    for kind in (np.float32, np.int32):
+        Image.fromarray(np.full((16, 16), 1, kind)).save(tmp_path / "x.tif")
+        with pytest.raises(UserError, match=r"x\.tif has .* so that its white is not known"):
+            ImageFolder(tmp_path, 16)
+
+
+@pytest.mark.parametrize("mode", ["1", "L", "LA", "P", "CMYK", "RGBA"])
+def test_pictures_of_every_mode_are_read(tmp_path: Path, mode: str) -> None:
+    """White stays white and black black."""
+    for name, colour in (("a", "white"), ("b", "black")):
+        picture = Image.new("RGB", (16, 16), colour).convert(mode)
+        picture.save(tmp_path / f"{name}.{'tif' if mode == 'CMYK' else 'png'}")
+        (tmp_path / f"{name}.txt").write_text("a view")
+    found = ImageFolder(tmp_path, 16).load([0, 1])
+    assert found[0].min() > 0.98 and found[1].max() < 0.02
+
+
+def test_captions_as_other_programs_write_them(tmp_path: Path) -> None:
+    """Line separators of Unicode in a caption; null, Latin-1 and .csv are named; hidden folders are not pictures."""
+    _picture(tmp_path / "a.png", (1, 2, 3))
+    listing = tmp_path / "metadata.jsonl"
+    listing.write_text('{"file_name": "a.png", "text": "one\u2028two\x85three"}\n', encoding="utf-8")
+    assert ImageFolder(tmp_path, 16).captions == ["one\u2028two\x85three"]
+    listing.write_text('{"file_name": "a.png", "text": null}\n')
+    with pytest.raises(UserError, match=r"metadata.jsonl:1: no file_name and text"):
+        ImageFolder(tmp_path, 16)
+    listing.unlink()
+    (tmp_path / "metadata.csv").write_text("file_name,text\na.png,a view\n")
+    with pytest.raises(UserError, match=r"captions in a \.csv file, which is not read"):
+        ImageFolder(tmp_path, 16)
+    (tmp_path / "metadata.csv").unlink()
+    (tmp_path / "a.txt").write_bytes("na\xefve".encode("latin-1"))
+    with pytest.raises(UserError, match=r"a\.txt is not a text in UTF-8"):
+        ImageFolder(tmp_path, 16)
+    (tmp_path / "a.txt").write_text("a view")
+    _picture(tmp_path / ".thumbnails" / "a.png", (9, 9, 9))
+    assert ImageFolder(tmp_path, 16).names == ["a.png"]
 
 
 @pytest.fixture

@@ -66,3 +66,11 @@ def test_generate_keeps_the_prompt_that_was_found(tmp_path: Path, capsys: pytest
     assert 'prompt: "a yellow cube"' in (tmp_path / "run" / "config.yaml").read_text()
     code, _, err = carv3d("generate", "lib:dragon", *QUICK, capsys=capsys)
     assert code == 2 and "lib:dragon: no prompt of prompts/library.txt has these words" in " ".join(err.split())
+
+
+@pytest.mark.parametrize("text", ['{"dreamfusion": ["a fox"]}', '[\n"a fox"\n]', "\n {\n"])
+def test_a_library_in_json_is_not_read_as_lines(tmp_path: Path, text: str) -> None:
+    """Quotes and commas would be parts of the prompts."""
+    (tmp_path / "library.json").write_text(text)
+    with pytest.raises(UserError, match="is JSON: give a text file"):
+        read_prompts(tmp_path / "library.json")

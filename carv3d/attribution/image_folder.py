@@ -49,6 +49,10 @@ class ImageFolder(Pictures):
         listing = place if place.is_file() else place / METADATA
         if not place.exists():
             raise UserError(f"no pictures at {path}: give a folder of them, a {METADATA} file, or builtin")
+        if listing.suffix == ".csv" or (not listing.is_file() and (place / "metadata.csv").is_file()):
+            raise UserError(
+                f"{place} has its captions in a .csv file, which is not read: write {METADATA} with lines as {_EXAMPLE}"
+            )
         pairs = dict(_listed(listing) if listing.is_file() else _beside(place))
         if not pairs:
             raise UserError(f"{place} has no pictures ({', '.join(ENDINGS)}): give a folder that has some")
@@ -62,12 +66,18 @@ class ImageFolder(Pictures):
         for name in self.names:
             try:
                 with Image.open(self._root / name) as image:
+                    mode = image.mode
                     image.verify()
                 self._files.update((self._root / name).read_bytes())
             except FileNotFoundError:
                 raise UserError(f"{listing} names {name}, which is not there: correct the line") from None
             except Exception as error:  # the errors of Pillow differ between formats
                 raise UserError(f"{self._root / name} cannot be read as a picture: replace or remove it") from error
+            if mode in ("I", "F"):
+                raise UserError(
+                    f"{self._root / name} has {'whole numbers of 32 bits' if mode == 'I' else 'decimals'} a pixel, so "
+                    "that its white is not known: save it with 8 or 16 bits a colour"
+                )
 
     def load(self, rows: Sequence[int]) -> Tensor:
         """See `Pictures`."""
@@ -80,7 +90,7 @@ class ImageFolder(Pictures):
     def _read(self, path: Path) -> Tensor:
         try:
             with Image.open(path) as opened:
-                image = ImageOps.exif_transpose(opened).convert("RGBA")
+                image = _eight_bits(ImageOps.exif_transpose(opened)).convert("RGBA")
         except Exception as error:
             raise UserError(f"{path} cannot be read as a picture: replace or remove it") from error
         white = Image.new("RGBA", image.size, "white")
@@ -88,9 +98,16 @@ class ImageFolder(Pictures):
         return torch.from_numpy(np.array(square.convert("RGB"))).permute(2, 0, 1).float() / 255
 
 
+def _eight_bits(image: Image.Image) -> Image.Image:
+    """A picture of 8 bits a colour: Pillow cuts off what is above 255 when it converts one of 16 bits."""
+    if image.mode.startswith("I;16"):
+        return Image.fromarray((np.asarray(image).astype(np.uint32) * 255 // 65535).astype(np.uint8))
+    return image
+
+
 def _listed(listing: Path) -> Iterator[tuple[str, str]]:
     try:
-        lines = listing.read_text(encoding="utf-8-sig").splitlines()
+        lines = listing.read_text(encoding="utf-8-sig").split("\n")  # captions may have other line separators
     except (OSError, UnicodeDecodeError) as error:
         raise UserError(f"cannot read {listing}: give lines such as " + _EXAMPLE) from error
     for number, line in enumerate(lines, 1):
@@ -99,9 +116,11 @@ def _listed(listing: Path) -> Iterator[tuple[str, str]]:
         try:
             row = json.loads(line)
             name, text = row["file_name"], row["text"]
+            if not isinstance(name, str) or not isinstance(text, str):
+                raise TypeError
         except (ValueError, KeyError, TypeError):
             raise UserError(f"{listing}:{number}: no file_name and text: write a line as {_EXAMPLE}") from None
-        yield str(name), str(text)
+        yield name, text
 
 
 _EXAMPLE = '{"file_name": "a.png", "text": "a red chair"}'
@@ -109,12 +128,15 @@ _EXAMPLE = '{"file_name": "a.png", "text": "a red chair"}'
 
 def _beside(folder: Path) -> Iterator[tuple[str, str]]:
     for path in sorted(folder.rglob("*")):
-        if path.suffix.lower() not in ENDINGS or path.name.startswith("."):
+        hidden = any(part.startswith(".") for part in path.relative_to(folder).parts)
+        if path.suffix.lower() not in ENDINGS or hidden or not path.is_file():
             continue
         caption = path.with_suffix(".txt")
         try:
             yield path.relative_to(folder).as_posix(), " ".join(caption.read_text(encoding="utf-8-sig").split())
-        except (OSError, UnicodeDecodeError):
+        except UnicodeDecodeError:
+            raise UserError(f"{caption} is not a text in UTF-8: save it as UTF-8") from None
+        except OSError:
             raise UserError(
                 f"{path} has no caption: write {caption.name} beside it, or {folder / METADATA} with a line {_EXAMPLE} "
                 "a picture (an empty text means no caption)"

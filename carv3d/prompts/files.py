@@ -48,6 +48,8 @@ def read_prompts(path: Path) -> list[str]:
         raise UserError(f"cannot read {path}: {(error.strerror or str(error)).lower()}") from None
     except UnicodeDecodeError:
         raise UserError(f"{path} is not a text file in UTF-8: give one prompt a line") from None
+    if "".join(lines).lstrip()[:1] in ("{", "["):
+        raise UserError(f"{path} is JSON: give a text file with one prompt a line")
     found: dict[str, tuple[int, str]] = {}
     for number, line in enumerate(lines, 1):
         prompt = " ".join(line.split())
