@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import dataclasses
 import math
+import time
 from operator import attrgetter
 from pathlib import Path
 from typing import Any, Literal, get_args, get_origin
@@ -160,7 +161,7 @@ def test_override_without_equals(override: str) -> None:
         ("- seed\n", "a config is a mapping"),
         ("seed: !!python/object:os.system ls\n", ":1: not valid YAML"),
         ("seed: 2020-13-45\n", "not valid YAML"),
-        ("seed: &a {b: *a}\n", ":1: unknown key 'seed.b'"),
+        ("seed: &a {b: *a}\n", ":1: not valid YAML: the alias *a stands within what it stands for"),
         ("prompt: 7\n", ":1: prompt takes text, not 7; put it in quotes"),
         ("prompt: no\n", ":1: prompt takes text, not False; put it in quotes"),
         ("\tseed: 1\n", ":1: not valid YAML"),
@@ -315,3 +316,31 @@ def test_every_whole_number_has_an_upper_bound() -> None:
         for path, field in paths(of()).items():
             if field.hint is int and not path.endswith("seed"):
                 assert field.key.le is not None or field.key.lt is not None, path
+
+
+BOMBS = {
+    "aliases": "a: &a [x, x, x, x, x, x, x, x, x]\n"
+    + "".join(f"{b}: &{b} [{', '.join([f'*{a}'] * 9)}]\n" for a, b in zip("abcdefgh", "bcdefghi", strict=True)),
+    "merges": "a: &a {k: 1}\n" + "".join(f"m{n}: &m{n} {{<<: [{', '.join(['*a'] * 900)}]}}\n" for n in range(9)),
+    "an alias in itself": "a: &a [*a]\n",
+    "depth": "a: " + "[" * 3000 + "]" * 3000 + "\n",
+    "a number": f"seed: {'9' * 5000}\n",
+    "a key that is a list": "seed: {[1]: 2}\n",
+}
+
+
+@pytest.mark.parametrize("text", BOMBS.values(), ids=BOMBS)
+def test_a_text_that_stands_for_too_much_is_refused_at_once(text: str, tmp_path: Path) -> None:
+    """One line with the place, in less time and memory than a config takes."""
+    (tmp_path / "x.yaml").write_text(text)
+    started = time.perf_counter()
+    with pytest.raises(UserError, match=r"x\.yaml:\d+") as error:
+        load(tmp_path / "x.yaml")
+    assert time.perf_counter() - started < 2 and "\n" not in str(error.value)
+
+
+@pytest.mark.parametrize("value", ["{[1]: 2}", "[" * 3000, "9" * 5000])
+def test_a_value_that_is_no_value_is_one_line(value: str) -> None:
+    """On the command line too."""
+    with pytest.raises(UserError, match="seed"):
+        load(find_config("shapes"), [f"seed={value}"])
