@@ -65,22 +65,52 @@ def read_png(path: Path) -> Tensor:
     return image if len(image) == 3 else image[:3] * image[3:] + 1 - image[3:]
 
 
-def write_video(frames: Tensor, path: Path, fps: int) -> None:
-    """Write (N, 3, H, W) in [0, 1] as H.264 in an .mp4 file that browsers play. Frames are padded with white to
-    multiples of 16, because the encoder would resize others silently.
+VIDEOS: dict[str, dict[str, Any]] = {
+    ".mp4": {"plugin": "FFMPEG", "codec": "libx264", "quality": 8, "macro_block_size": 2},  # H.264
+    ".webm": {  # VP9
+        "plugin": "FFMPEG",
+        "codec": "libvpx-vp9",
+        "quality": None,
+        "macro_block_size": 2,
+        "output_params": ["-crf", "24", "-b:v", "0"],
+    },
+    ".gif": {"plugin": "pillow", "loop": 0},  # forever
+}
+"""The formats of a video by the ending of its name, and the arguments that imageio takes for each."""
+
+
+def refuse_other_videos(path: Path) -> None:
+    """See that the ending of a path is a video format's.
 
     Raises:
-        UserError: the disk is full, or may not be written to.
+        UserError: it is not.
     """
-    height, width = frames.shape[-2:]
-    frames = torch.nn.functional.pad(frames, (0, -width % 16, 0, -height % 16), value=1.0)
-    options: dict[str, Any] = {"fps": fps, "codec": "libx264", "quality": 8, "macro_block_size": 16}
+    if path.suffix.lower() not in VIDEOS:
+        raise UserError(f"{path} is no video that can be written: give a name that ends in {', '.join(VIDEOS)}")
+
+
+def write_video(frames: Tensor, path: Path, fps: int) -> None:
+    """Write (N, 3, H, W) in [0, 1] as a video of the format that the path's ending says, see `VIDEOS`.
+
+    Video codecs need even numbers of rows and columns: the last one is doubled where the number is odd.
+
+    Raises:
+        UserError: another ending; the disk is full, or may not be written to.
+    """
+    refuse_other_videos(path)
+    options = VIDEOS[path.suffix.lower()]
+    if options["plugin"] == "FFMPEG":
+        height, width = frames.shape[-2:]
+        frames = torch.nn.functional.pad(frames, (0, width % 2, 0, height % 2), mode="replicate")
+        options = options | {"fps": fps}
+    else:
+        options = options | {"duration": 1000 / fps}  # milliseconds a frame
     # The encoder is a separate program, which ends with a broken pipe on a full disk. So it writes to the system's
     # temporary folder, and the result is copied.
     with tempfile.TemporaryDirectory() as folder:
-        finished = Path(folder) / "video.mp4"
+        finished = Path(folder) / f"video{path.suffix.lower()}"
         try:
-            iio.imwrite(finished, to_bytes(frames), plugin="FFMPEG", **options)
+            iio.imwrite(finished, to_bytes(frames), **options)
         except (OSError, RuntimeError, ImportError, ValueError) as error:  # imageio has no common type
             reason = " ".join(str(error).split())[:200]
             raise UserError(

@@ -18,7 +18,7 @@ from carv3d.renderers import Render, SplatRenderer
 from carv3d.renderers.config import RendererConfig
 from carv3d.scenes import Gaussians
 from carv3d.scenes.config import DensificationConfig, GaussiansConfig
-from carv3d.scenes.spherical_harmonics import functions
+from carv3d.scenes.splat_file import WORLD_TO_FILE
 from carv3d.teachers.config import ExactTeacherConfig
 
 
@@ -65,8 +65,16 @@ def small(**scene: object) -> Config:
     return config
 
 
-def read_splats(path: Path, degree: int = 0) -> Gaussians:
-    """What a splat file says, by the reader that splat trainers use (plyfile), which knows nothing of ours."""
+def in_splat_axes(views: Cameras) -> Cameras:
+    """Cameras that see a splat file's Gaussians as `views` see the scene."""
+    turn = torch.eye(4).to(views.c2w)
+    turn[:3, :3] = WORLD_TO_FILE
+    return replace(views, c2w=turn @ views.c2w)
+
+
+def read_splats(path: Path) -> Gaussians:
+    """What a splat file says, in the file's axes, by the reader that splat trainers use (plyfile), which knows nothing
+    of ours."""
     columns = PlyData.read(path)["vertex"]
 
     def take(*names: str) -> Tensor:
@@ -79,12 +87,11 @@ def read_splats(path: Path, degree: int = 0) -> Gaussians:
         "opacity_logits": take("opacity")[:, 0],
         "log_scales": take("scale_0", "scale_1", "scale_2"),
         "rotations": take("rot_0", "rot_1", "rot_2", "rot_3"),
+        # Red's coefficients first, then green's, then blue's.
+        "harmonics": take(*[f"f_rest_{i}" for i in range(45)]).view(n, 3, 15).mT,
         "gradient_sum": torch.zeros(n),
         "times_seen": torch.zeros(n),
     }
-    if degree:  # red's coefficients first, then green's, then blue's
-        rest = [f"f_rest_{i}" for i in range(3 * (functions(degree) - 1))]
-        state["harmonics"] = take(*rest).view(n, 3, -1).mT
-    scene = Gaussians(GaussiansConfig(count=1, degree=degree), seeded())
+    scene = Gaussians(GaussiansConfig(count=1, degree=3), seeded())
     scene.load_state_dict(state)
     return scene

@@ -134,11 +134,13 @@ def test_a_change_that_is_refused_leaves_the_run_as_it_was(
     assert "steps: 61" in (copy / "config.yaml").read_text()
 
 
-def test_render_again(run: Path, tmp_path: Path) -> None:
-    """Another turntable, elsewhere, from the checkpoint."""
+def test_render_again(run: Path, tmp_path: Path, capsys: pytest.CaptureFixture[str]) -> None:
+    """Another turntable, elsewhere, from the checkpoint; a name of no video is refused at once."""
     video = tmp_path / "turn.mp4"
     code, _, _ = carv3d("render", str(run), "--frames", "3", "--size", "48", "--output", str(video))
     assert code == 0 and iio.imread(video, plugin="FFMPEG").shape[:3] == (3, 48, 48)
+    code, _, said = carv3d("render", str(run), "--output", str(tmp_path / "turn.avi"), capsys=capsys)
+    assert code == 2 and "ends in .mp4, .webm, .gif" in said and not list(tmp_path.glob("*.avi"))
 
 
 def test_diffusers_pipeline_folder_end_to_end(tmp_path: Path) -> None:

@@ -5,9 +5,11 @@ from __future__ import annotations
 from pathlib import Path
 
 import imageio.v3 as iio
+import numpy as np
 import pytest
 import torch
 
+from carv3d.errors import UserError
 from carv3d.evaluation.evaluation import Judge, silhouette_iou
 from carv3d.images import sheet, write_png, write_video
 from carv3d.shapes import ALL_THINGS, Thing
@@ -47,13 +49,26 @@ def test_iou_by_hand() -> None:
     assert silhouette_iou(a, b) == pytest.approx((1 / 3 + 1) / 2)
 
 
-def test_video_pads_instead_of_resizing(tmp_path: Path) -> None:
-    """Sides that are no multiple of 16 keep their pixels; the rest is white."""
-    frames = torch.zeros(3, 3, 40, 50)
-    write_video(frames, tmp_path / "v.mp4", fps=5)
-    found = iio.imread(tmp_path / "v.mp4", plugin="FFMPEG")
-    assert found.shape == (3, 48, 64, 3)
-    assert found[:, :38, :48].max() < 40 and found[:, 42:].min() > 215
+@pytest.mark.parametrize(
+    ("ending", "first_bytes", "height"),
+    [(".mp4", b"\0\0\0 ftyp", 102), (".webm", b"\x1a\x45\xdf\xa3", 102), (".gif", b"GIF89a", 101), (".MP4", b"", 102)],
+)
+def test_videos_are_what_their_names_say(tmp_path: Path, ending: str, first_bytes: bytes, height: int) -> None:
+    """The format of the ending, all frames, no white strips: an odd side gets one more row at most, the last again."""
+    frames = torch.linspace(0, 0.9, 3).view(3, 1, 1, 1).expand(3, 3, 101, 100)
+    path = tmp_path / f"video{ending}"
+    write_video(frames, path, fps=5)
+    assert path.read_bytes().startswith(first_bytes)
+    found = iio.imread(path, plugin="pillow" if ending == ".gif" else "FFMPEG")
+    assert found.shape == (3, height, 100, 3)
+    expected = np.array([0, 0.45, 0.9])[:, None, None, None] * 255
+    assert np.abs(found - expected).max() < 6
+
+
+def test_a_video_of_another_ending_is_refused(tmp_path: Path) -> None:
+    with pytest.raises(UserError, match=r"ends in \.mp4, \.webm, \.gif"):
+        write_video(torch.zeros(2, 3, 16, 16), tmp_path / "video.avi", fps=5)
+    assert not list(tmp_path.iterdir())
 
 
 def test_sheet_lays_pictures_out_in_rows(tmp_path: Path) -> None:

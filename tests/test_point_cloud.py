@@ -112,11 +112,12 @@ def test_a_cut_file_is_refused(tmp_path: Path) -> None:
         read(written(tmp_path, {}, [(), ()], count=4), 1.0)
 
 
-def test_our_own_splats_keep_their_colours(tmp_path: Path) -> None:
+def test_our_own_splats_keep_their_colours_and_places(tmp_path: Path) -> None:
     """Exported and taken as a start again."""
     scene = Gaussians(GaussiansConfig(count=50), seeded())
     path = tmp_path / "splat.ply"
     splats = scene.splats()
     assert splats is not None
     path.write_bytes(splats)
+    torch.testing.assert_close(read(path, 1.0).positions, scene.positions.detach())
     torch.testing.assert_close(read(path, 1.0).rgb, scene.rgb().detach().clamp(0, 1), atol=2e-3, rtol=0)

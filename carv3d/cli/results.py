@@ -19,7 +19,9 @@ def render(
     frames: Annotated[int | None, typer.Option(min=1, max=10_000, help="Frames of the turntable.")] = None,
     size: Annotated[int | None, typer.Option(min=16, max=4096, help="Pixels along a side.")] = None,
     elevation: Annotated[float | None, typer.Option(min=-89, max=89, help="Degrees.")] = None,
-    output: Annotated[Path | None, typer.Option(help="The video; default: RUN/turntable.mp4.")] = None,
+    output: Annotated[
+        Path | None, typer.Option(help="The video, .mp4, .webm or .gif; default: RUN/turntable.mp4.")
+    ] = None,
 ) -> None:
     """Make the turntable and the contact sheet of a run again.
 
@@ -28,10 +30,13 @@ def render(
     from carv3d import build
     from carv3d.generation import results
     from carv3d.generation.generation import load_trained
+    from carv3d.images import refuse_other_videos
     from carv3d.runs import Run, disk_errors
     from carv3d.runs.independent import make_each
     from carv3d.system.threads import set_threads
 
+    if output is not None:
+        refuse_other_videos(output)
     with Run.open(run_path) as run:
         config = run.config
         set_threads(config.threads)

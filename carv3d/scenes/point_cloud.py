@@ -13,6 +13,8 @@ from torch import Tensor
 
 from carv3d.config.paths import user_path
 from carv3d.errors import UserError
+from carv3d.scenes.spherical_harmonics import C0
+from carv3d.scenes.splat_file import WORLD_TO_FILE
 
 _NEIGHBOURS = 3
 
@@ -41,6 +43,8 @@ def ball(count: int, radius: float, generator: torch.Generator) -> PointCloud:
 
 def read(path: Path | str, bound: float) -> PointCloud:
     """The points of a .ply file: columns x, y, z in world units, and their colours, see `_colours`; without any, grey.
+
+    The axes are the world's (z up), those of a splat file (one with columns `f_dc_*`) are that layout's (y down).
 
     Raises:
         UserError: no such file, not a .ply, no points or fewer than it says, wrong columns, colours that are not
@@ -80,12 +84,13 @@ def read(path: Path | str, bound: float) -> PointCloud:
     except ValueError as error:
         raise UserError(f"{path}: {error}") from None
     rgb = np.full((len(positions), 3), 0.5, np.float32) if rgb is None else rgb
-    return PointCloud(torch.from_numpy(positions), torch.from_numpy(rgb))
+    points = torch.from_numpy(positions)
+    points = points @ WORLD_TO_FILE if all(name in columns for name in _DC) else points
+    return PointCloud(points, torch.from_numpy(rgb))
 
 
 _DC = ("f_dc_0", "f_dc_1", "f_dc_2")
 _RGB = [("red", "green", "blue"), ("diffuse_red", "diffuse_green", "diffuse_blue"), ("r", "g", "b")]
-_DC_SCALE = 0.28209479177387814  # of the spherical harmonic of degree 0: colour = 1/2 + scale * coefficient
 
 
 def _colours(columns: dict[str, Any], kinds: dict[str, np.dtype[Any]]) -> Any:
@@ -98,7 +103,7 @@ def _colours(columns: dict[str, Any], kinds: dict[str, np.dtype[Any]]) -> Any:
         ValueError: columns that seem to be colours and are not understood.
     """
     if all(name in columns for name in _DC):
-        found = np.stack([columns[name] for name in _DC], 1).astype(np.float32) * _DC_SCALE + 0.5
+        found = np.stack([columns[name] for name in _DC], 1).astype(np.float32) * C0 + 0.5
         return found.clip(0, 1)
     for names in _RGB:
         if all(name in columns for name in names):

@@ -55,3 +55,20 @@ def basis(degree: int, directions: Tensor) -> Tensor:
     else:
         raise ValueError(f"degrees from 1 to 3 are known, not {degree}")
     return torch.stack(values, -1)
+
+
+def rotation(degree: int, turn: Tensor) -> Tensor:
+    """The matrix (K, K), float64, that turns coefficients of a degree along with the object.
+
+    The rotated function has at the direction `turn @ d` the value that the function has at d. Functions of one degree
+    stay within that degree, so that K directions of general position determine the matrix.
+
+    Args:
+        degree: 1 to 3.
+        turn: (3, 3) rotation matrix.
+    """
+    rng = torch.Generator().manual_seed(0)
+    directions = torch.randn(64, 3, generator=rng, dtype=torch.float64)
+    directions = directions / directions.norm(dim=-1, keepdim=True)
+    before, after = basis(degree, directions), basis(degree, directions @ turn.double().cpu().T)
+    return torch.linalg.lstsq(after, before).solution
