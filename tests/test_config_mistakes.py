@@ -339,6 +339,21 @@ def test_a_text_that_stands_for_too_much_is_refused_at_once(text: str, tmp_path:
     assert time.perf_counter() - started < 2 and "\n" not in str(error.value)
 
 
+@pytest.mark.parametrize(
+    "overrides",
+    [
+        ["output_dir=" + "${device}" * 6000],
+        ["output_dir=" + "${prompt_library}" * 100, "prompt_library=" + "${device}" * 100],
+        ["output_dir=${a${seed}}"],
+    ],
+)
+def test_references_that_stand_for_too_much_are_refused_at_once(overrides: list[str]) -> None:
+    """Three texts of 100 references each are a million: found without writing them out."""
+    with pytest.raises(UserError, match="refers to too much: write the text itself") as error:
+        load(None, overrides)
+    assert len(one_line(error)) < 300
+
+
 @pytest.mark.parametrize("value", ["{[1]: 2}", "[" * 3000, "9" * 5000])
 def test_a_value_that_is_no_value_is_one_line(value: str) -> None:
     """On the command line too."""

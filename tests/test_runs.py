@@ -202,7 +202,7 @@ time.sleep(60)
 # ------------------------------------------------------------------------- what is in a folder already
 
 
-@pytest.mark.parametrize("kept", [[], ["config.yaml"], ["config.yaml", "log.txt", ".config.yaml-12.tmp"]])
+@pytest.mark.parametrize("kept", [[], ["config.yaml"], ["config.yaml", "log.txt", ".config.yaml-99999999.tmp"]])
 def test_a_run_that_was_killed_before_its_start_can_be_started_again(
     config: Config, tmp_path: Path, kept: list[str]
 ) -> None:
@@ -212,8 +212,8 @@ def test_a_run_that_was_killed_before_its_start_can_be_started_again(
     for path in folder.iterdir():
         if path.is_file() and path.name not in kept:
             path.unlink()
-    if ".config.yaml-12.tmp" in kept:
-        (folder / ".config.yaml-12.tmp").write_text("half")
+    if ".config.yaml-99999999.tmp" in kept:
+        (folder / ".config.yaml-99999999.tmp").write_text("half")
     if kept:
         with pytest.raises(UserError, match=r"stopped before its start: give the command .* --output"):
             Run.open(folder, write=True)
@@ -252,7 +252,10 @@ def test_links_in_a_run_are_not_followed(config: Config, tmp_path: Path, name: s
 def test_leftovers_of_killed_processes_go(config: Config, tmp_path: Path) -> None:
     """Of every folder of the run, when the next command takes it."""
     Run.create(config, "shapes", "", folder=tmp_path / "run").close()
-    left = [tmp_path / "run" / name for name in (".a-1.tmp", "previews/.b-2.tmp", "measure/step_000001/.c-3.tmp")]
+    left = [
+        tmp_path / "run" / name
+        for name in (".a-99999991.tmp", "previews/.b-99999992.tmp", "measure/step_000001/.c-99999993.tmp")
+    ]
     for path in left:
         path.parent.mkdir(parents=True, exist_ok=True)
         path.write_text("half")

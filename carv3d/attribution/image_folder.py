@@ -65,6 +65,8 @@ class ImageFolder(Pictures):
         self._files = hashlib.sha256()
         for name in self.names:
             try:
+                if not (self._root / name).is_file():  # a pipe, which would be waited for
+                    raise FileNotFoundError
                 with Image.open(self._root / name) as image:
                     mode = image.mode
                     image.verify()

@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import logging
 import sys
+import threading
 from importlib import import_module
 from pkgutil import iter_modules
 
@@ -24,12 +25,20 @@ def load_verbs() -> None:
         import_module(f"{__name__}.{name}")
 
 
+def _in_a_thread(found: threading.ExceptHookArgs) -> None:
+    """Explain an error of a library's thread. One of the disk is left to the writer, who meets it too."""
+    if isinstance(found.exc_value, Exception) and not isinstance(found.exc_value, OSError):
+        logging.getLogger("carv3d").warning("%s", explain(found.exc_value).line)
+
+
 def main() -> None:
     """Run the command line; an error is one line, and exit code 2 where the user can mend it."""
     stop_with_parent()
     load_verbs()
     warnings, logger = Warnings(), logging.getLogger("carv3d")
     logger.addHandler(warnings)
+    threading.excepthook = _in_a_thread
+    sys.unraisablehook = lambda found: logger.info("%s: %s", found.err_msg, found.exc_value)
     try:
         app()
     except Exception as error:

@@ -84,7 +84,7 @@ def check_runs(jobs: Sequence[Job], plan: Plan) -> None:
                 f"{job.path} is a run of another config than {job.method.name} ({difference}); "
                 "move it away, or give another --output"
             )
-        made_on = run.environment["device"]
+        made_on = run.environment.get("device", "a device that is not known")
         if made_on != plan.device_name:
             raise UserError(
                 f"{job.path} was made on {made_on}, the comparison on {plan.device_name}: runs of different devices "

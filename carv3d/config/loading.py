@@ -22,6 +22,7 @@ from omegaconf.errors import GrammarParseError, InterpolationKeyError, OmegaConf
 
 from carv3d.config.components import config_of
 from carv3d.config.files import Layer, layers_of
+from carv3d.config.interpolation import escape, is_interpolation, too_long
 from carv3d.config.keys import Field, fields_of
 from carv3d.config.linear_schedule import LinearSchedule
 from carv3d.config.suggestions import ALL_KEYS, nearest, paths, unknown_key, unknown_type
@@ -84,6 +85,9 @@ def load(
         layers.append(_override(config, keys, text))
         written = _Adding(config, layers[-1]).to(written)
     merged = _over(_plain(config), written)
+    if path := too_long(merged):
+        key = path.partition("[")[0]
+        raise UserError(f"{_place(key, layers)}{key} refers to too much: write the text itself")
     try:
         values: Any = OmegaConf.to_container(OmegaConf.create(merged), resolve=True)
     except OmegaConfBaseException as error:
@@ -95,13 +99,6 @@ def _default_kind() -> type[Any]:
     from carv3d.generation.config import Config
 
     return Config
-
-
-def escape(text: str) -> str:
-    """The text written so that OmegaConf reads it literally, with any `${`, and also if it is `???`."""
-    if re.fullmatch(r"\\*\?\?\?", text):
-        return "\\" + text
-    return re.sub(r"(\\*)\$\{", lambda match: match[1] * 2 + r"\${", text)
 
 
 # -------------------------------------------------------------------------------------------- layers
@@ -193,11 +190,6 @@ class _Adding:
         return UserError(f"{self.layer.where(path)}: {path} {said}")
 
 
-def is_interpolation(value: Any) -> bool:
-    """Whether OmegaConf would look for a key in it."""
-    return isinstance(value, str) and "${" in value
-
-
 # ----------------------------------------------------------------------------------------- overrides
 
 
@@ -230,7 +222,7 @@ def _override(config: Any, keys: list[str], text: str) -> Layer:
         value = escape(value)
     for key in reversed(keys):
         value = {key: value}
-    return Layer(value, f"{path}={text}")
+    return Layer(value, f"{path}={text if len(text) <= 100 else text[:97] + '...'}")
 
 
 # --------------------------------------------------------------------------------- the config itself

@@ -11,9 +11,9 @@ import yaml
 
 from carv3d import registry
 from carv3d.config.components import config_of
+from carv3d.config.interpolation import escape
 from carv3d.config.keys import NOT_BLANK, Field, choices, fields_of, walk
 from carv3d.config.linear_schedule import LinearSchedule, constant
-from carv3d.config.loading import escape
 from carv3d.errors import UserError
 
 

@@ -16,7 +16,8 @@ from carv3d.generation.config import MeshConfig, TurntableConfig
 from carv3d.images import sheet, write_png, write_video
 from carv3d.mesh.base import Mesh
 from carv3d.renderers import Renderer
-from carv3d.runs import disk_errors, replace_file
+from carv3d.runs import disk_errors
+from carv3d.runs.storage import replace_files
 from carv3d.scenes import Scene
 from carv3d.teachers.denoising_preview import denoising_preview
 from carv3d.training.trainer import Trainer
@@ -109,11 +110,13 @@ def export(scene: Scene, section: MeshConfig, folder: Path) -> tuple[Mesh | None
         )
         if section.texture == "uv":
             mesh = meshes.bake_texture(mesh, field, section.texture_size)
+    splats = scene.splats() if "splat" in section.formats else None
+    others = {} if splats is None else {"splat.ply": splats}
     with disk_errors(folder):
         if mesh is not None:
-            files = meshes.save(mesh, folder, formats)
-        if "splat" in section.formats and (splats := scene.splats()) is not None:
+            files = meshes.save(mesh, folder, formats, others=others)
+        elif others:
             folder.mkdir(parents=True, exist_ok=True)
-            replace_file(folder / "splat.ply", splats)
-            files.append(folder / "splat.ply")
+            replace_files(folder, others)
+            files = [folder / name for name in others]
     return mesh, files

@@ -14,7 +14,7 @@ bits of linear light show steps in dark colours.
 
 from __future__ import annotations
 
-from collections.abc import Callable, Sequence
+from collections.abc import Callable, Mapping, Sequence
 from pathlib import Path
 from typing import Any
 
@@ -31,7 +31,7 @@ from trimesh.visual.material import PBRMaterial, SimpleMaterial
 from carv3d.errors import UserError
 from carv3d.mesh.base import Floats, Mesh
 from carv3d.mesh.raster import sample_texture
-from carv3d.runs.storage import replace_files
+from carv3d.runs.storage import disk_errors, replace_files
 
 WORLD_TO_Y_UP = np.array([[0, 1, 0], [0, 0, 1], [1, 0, 0]], np.float32)
 """World y, z, x become file x, y, z: a rotation that stands the object up and turns its front to +z."""
@@ -39,30 +39,38 @@ WORLD_TO_Y_UP = np.array([[0, 1, 0], [0, 0, 1], [1, 0, 0]], np.float32)
 _ATTRIBUTES, _INDICES = 34962, 34963  # glTF's names for buffers of vertices and of triangles
 
 
-def save(mesh: Mesh, folder: Path | str, formats: Sequence[str] = ("glb",), name: str = "mesh") -> list[Path]:
+def save(
+    mesh: Mesh,
+    folder: Path | str,
+    formats: Sequence[str] = ("glb",),
+    name: str = "mesh",
+    others: Mapping[str, bytes] | None = None,
+) -> list[Path]:
     """Write the mesh as `folder/name.<format>`, with its texture if it has one.
 
-    All files are written under temporary names first and then renamed, so that an error leaves the files of an
-    earlier export unchanged.
+    An error, or a kill at any moment, never leaves files of two exports beside each other; see `replace_files`.
 
     Args:
         mesh: what to write.
         folder: made if it is not there.
         formats: some of "glb", "obj", "ply".
         name: the files' name without ending.
+        others: more files of the same export, by name.
 
     Returns:
         The files written, those of each format with its main file last.
 
     Raises:
-        UserError: an unknown format.
+        UserError: an unknown format; the disk is full, or may not be written to.
     """
     unknown = [kind for kind in formats if kind not in _WRITERS]
     if unknown:
         raise UserError(f"unknown mesh format {unknown[0]!r}; use one of {', '.join(FORMATS)}")
     contents = {file: data for kind in formats for file, data in _WRITERS[kind](mesh, name).items()}
+    contents |= others or {}
     folder = Path(folder)
-    folder.mkdir(parents=True, exist_ok=True)
+    with disk_errors(folder):
+        folder.mkdir(parents=True, exist_ok=True)
     replace_files(folder, contents)
     return [folder / file for file in contents]
 

@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import os
+import stat
 from collections.abc import Iterator
 from contextlib import contextmanager, suppress
 from pathlib import Path
@@ -10,7 +11,7 @@ from pathlib import Path
 from filelock import FileLock, Timeout
 
 from carv3d.errors import UserError
-from carv3d.runs.storage import disk_errors
+from carv3d.runs.storage import disk_errors, finish_replacing, is_leftover
 
 
 class FolderLock:
@@ -71,11 +72,25 @@ def refuse_links(folder: Path) -> None:
             raise UserError(f"{path} is a link, and results would be written where it leads: put a copy in its place")
 
 
+def refuse_special_files(folder: Path) -> None:
+    """Refuse a folder with pipes, sockets or devices in it: reading one may wait without end.
+
+    Raises:
+        UserError: names the file.
+    """
+    for path in folder.rglob("*"):
+        if not stat.S_ISREG(mode := path.lstat().st_mode) and not stat.S_ISDIR(mode) and not stat.S_ISLNK(mode):
+            raise UserError(f"{path} is no file but a pipe, a socket or a device: remove it")
+
+
 def remove_leftovers(folder: Path) -> None:
-    """Remove the temporary files of killed processes from a folder and the folders in it; its lock must be held."""
-    for path in (*folder.glob(".*.tmp"), *folder.glob("*/.*.tmp"), *folder.glob("*/*/.*.tmp")):
-        if path.is_file():
-            path.unlink(missing_ok=True)
+    """Complete or remove what killed processes left in a folder and the folders in it; its lock must be held."""
+    folders = [folder, *(path for pattern in ("*/", "*/*/") for path in folder.glob(pattern) if path.is_dir())]
+    for each in folders:
+        finish_replacing(each)
+        for path in each.glob(".*.tmp"):
+            if path.is_file() and is_leftover(path):
+                path.unlink(missing_ok=True)
 
 
 @contextmanager

@@ -31,7 +31,7 @@ from carv3d.config.paths import user_path
 from carv3d.errors import UserError
 from carv3d.runs.checkpoints import Checkpoint, Checkpoints, refuse_pickle
 from carv3d.runs.environment import environment
-from carv3d.runs.locking import FolderLock
+from carv3d.runs.locking import FolderLock, refuse_special_files
 from carv3d.runs.metrics import MetricsLog
 from carv3d.runs.storage import disk_errors, replace_file
 
@@ -141,6 +141,7 @@ class RunFolder(ABC, Generic[_C]):
             parent = next((p for p in path.resolve().parents if cls._is_run(p)), None)
             hint = f"give its run, {parent}" if parent else f"give a folder that `carv3d {cls.verb}` made"
             raise UserError(f"{path} is not a run; {hint}")
+        refuse_special_files(path)
         run = cls(path)
         if (verb := run.environment.get("verb", cls.verb)) != cls.verb:
             raise UserError(f"{path} is a run of `carv3d {verb}`; give a folder that `carv3d {cls.verb}` made")

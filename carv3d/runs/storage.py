@@ -3,9 +3,12 @@
 from __future__ import annotations
 
 import errno
+import json
 import os
+import re
+import time
 from collections.abc import Iterator, Mapping
-from contextlib import contextmanager
+from contextlib import contextmanager, suppress
 from pathlib import Path
 
 from carv3d.errors import UserError
@@ -67,7 +70,11 @@ def replace_file(path: Path, data: bytes) -> None:
 
 
 def replace_files(folder: Path, contents: Mapping[str, bytes]) -> None:
-    """Write files so that each is the old or the new one at any moment; none is replaced before all are written.
+    """Write files that belong together, so that old and new ones are never mixed.
+
+    All are written under temporary names, then a list of them. From then on they are the new files: the old ones are
+    removed, the new ones get their names, and if the process is killed on the way, `finish_replacing` does the rest.
+    One file is renamed over the old one without a list.
 
     Args:
         folder: exists.
@@ -77,18 +84,81 @@ def replace_files(folder: Path, contents: Mapping[str, bytes]) -> None:
         UserError: the disk is full, or may not be written to.
     """
     temporary = {name: folder / f".{name}-{os.getpid()}.tmp" for name in contents}
+    the_list = folder / f"{_LIST}{os.getpid()}.tmp" if len(contents) > 1 else None
     for name in contents:
         path = folder / name
         if path.exists() and not path.is_file():
             raise UserError(f"cannot write {path}: something that is no plain file is there; use another path")
+    finish_replacing(folder)
+    written = False
     try:
         for name, data in contents.items():
             with disk_errors(folder / name):
                 write_synced(temporary[name], data)
-        for name in contents:
+        if the_list is not None:
+            with disk_errors(folder):
+                write_synced(the_list, json.dumps({path.name: name for name, path in temporary.items()}).encode())
+                written = True
+                _put(the_list)
+        for name in contents if the_list is None else ():
             with disk_errors(folder / name):
                 os.replace(temporary[name], folder / name)
     finally:
-        for path in temporary.values():
-            path.unlink(missing_ok=True)
+        if not written:
+            for path in [*temporary.values(), *filter(None, [the_list])]:
+                with suppress(OSError):
+                    path.unlink(missing_ok=True)
     sync_folder(folder)
+
+
+def finish_replacing(folder: Path) -> None:
+    """Complete what a `replace_files` that was killed had begun, or failed at.
+
+    Raises:
+        UserError: the disk may not be written to.
+    """
+    for path in folder.glob(f"{_LIST}*.tmp"):
+        if is_leftover(path):
+            with disk_errors(folder):
+                _put(path)
+
+
+def is_leftover(path: Path) -> bool:
+    """Whether a temporary file's process, whose number is in its name, is another one that has ended."""
+    match = re.fullmatch(r"\..*-(\d+)\.tmp", path.name)
+    if match is None or int(match[1]) == os.getpid():
+        return True
+    try:
+        os.kill(int(match[1]), 0)
+    except (ProcessLookupError, OverflowError):
+        return True
+    except OSError:  # a process of another user
+        return False
+    return False
+
+
+def remove_forgotten(folder: Path) -> None:
+    """Remove temporary files that are older than an hour: of killed processes, in a folder that many write to."""
+    for path in folder.glob(".*.tmp"):
+        with suppress(OSError):
+            if is_leftover(path) and time.time() - path.stat().st_mtime > 3600:
+                path.unlink(missing_ok=True)
+
+
+_LIST = ".replacing-"
+
+
+def _put(the_list: Path) -> None:
+    """Give the files of a list their names; a list that is not whole counts as none."""
+    folder = the_list.parent
+    with suppress(ValueError, TypeError, AttributeError):
+        names = json.loads(the_list.read_bytes())
+        pairs = [(folder / Path(old).name, folder / Path(new).name) for old, new in names.items()]
+        for old, new in pairs:
+            if old.is_file():
+                new.unlink(missing_ok=True)
+        for old, new in pairs:
+            if old.is_file():
+                os.replace(old, new)
+        sync_folder(folder)
+    the_list.unlink(missing_ok=True)

@@ -4,14 +4,15 @@ from __future__ import annotations
 
 import hashlib
 import logging
-import os
 from collections.abc import Callable, Sequence
 from pathlib import Path
 
 import torch
 from safetensors import SafetensorError
-from safetensors.torch import load_file, save_file
+from safetensors.torch import load_file, save
 
+from carv3d.errors import UserError
+from carv3d.runs.storage import remove_forgotten, replace_file
 from carv3d.teachers.families import PromptEmbeddings
 
 log = logging.getLogger(__name__)
@@ -77,11 +78,9 @@ class EmbeddingCache:
         path = self._path(text)
         if path is None:
             return
-        part = path.with_name(f"{path.name}.{os.getpid()}.part")
         try:
             path.parent.mkdir(parents=True, exist_ok=True)
-            save_file({name: states.cpu().contiguous() for name, states in self._known[text].items()}, part)
-            part.replace(path)
-        except (OSError, SafetensorError) as error:  # without the cache only time is lost
-            part.unlink(missing_ok=True)
+            replace_file(path, save({name: states.cpu().contiguous() for name, states in self._known[text].items()}))
+            remove_forgotten(path.parent)
+        except (OSError, UserError, SafetensorError) as error:  # without the cache only time is lost
             log.warning("the text cache %s cannot be written (%s)", path.parent, error)
