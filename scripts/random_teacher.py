@@ -46,6 +46,16 @@ UNETS: dict[str, dict[str, Any]] = {
         "attention_head_dim": 2,
         "cross_attention_dim": 64,
     },
+    # The smallest one, for tests of what is around it: pictures of 64 pixels.
+    "tiny": {
+        "sample_size": 8,
+        "block_out_channels": (320, 640),
+        "layers_per_block": 1,
+        "down_block_types": (PLAIN, CROSS),
+        "up_block_types": ("CrossAttnUpBlock2D", "UpBlock2D"),
+        "attention_head_dim": 2,
+        "cross_attention_dim": 64,
+    },
     "sdxl": {
         "sample_size": 128,
         "block_out_channels": (320, 640, 1280),

@@ -173,7 +173,7 @@ def run(bench: Bench, results: Path) -> dict[str, Table]:
     measure = importlib.import_module(f"scripts.benchmarks.{bench.suite}").measure
     found: dict[str, Table] = {}
     for name, table in measure(bench):
-        table.made_by = made_by(bench)
+        table.made_by = made_by("scripts.benchmarks", bench.device, quick=bench.quick)
         found[name] = table
         write(results / f"{bench.suite}.json", {name: table})
         bench.say(f"\n{name}\n\n{table.markdown()}")
@@ -182,15 +182,21 @@ def run(bench: Bench, results: Path) -> dict[str, Table]:
     return found
 
 
-def made_by(bench: Bench) -> dict[str, Any]:
-    """Command, machine, versions and date."""
+def made_by(module: str, device: torch.device, *, quick: bool) -> dict[str, Any]:
+    """Command, machine, versions and date.
+
+    Args:
+        module: that is run, with the words of this process.
+        device: that was measured.
+        quick: whether it was a try.
+    """
     machine = f"{cpu_name()}, {torch.get_num_threads()} threads"
     return {
-        "command": shlex.join(["python", "-m", "scripts.benchmarks", *sys.argv[1:]]),
-        "machine": device_name(bench.device) if bench.device.type == "cuda" else machine,
+        "command": shlex.join(["python", "-m", module, *sys.argv[1:]]),
+        "machine": device_name(device) if device.type == "cuda" else machine,
         "versions": {package: version(package) for package in PACKAGES},
         "date": datetime.date.today().isoformat(),
-        "quick": bench.quick,
+        "quick": quick,
     }
 
 
