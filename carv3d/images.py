@@ -2,7 +2,6 @@
 
 from __future__ import annotations
 
-import tempfile
 from pathlib import Path
 from typing import Any
 
@@ -13,7 +12,7 @@ from numpy.typing import NDArray
 from torch import Tensor
 
 from carv3d.errors import UserError
-from carv3d.runs import replace_file
+from carv3d.runs import replace_file, temporary_folder
 
 Bytes = NDArray[np.uint8]
 
@@ -107,8 +106,8 @@ def write_video(frames: Tensor, path: Path, fps: int) -> None:
         options = options | {"duration": 1000 / fps}  # milliseconds a frame
     # The encoder is a separate program, which ends with a broken pipe on a full disk. So it writes to the system's
     # temporary folder, and the result is copied.
-    with tempfile.TemporaryDirectory() as folder:
-        finished = Path(folder) / f"video{path.suffix.lower()}"
+    with temporary_folder("video") as folder:
+        finished = folder / f"video{path.suffix.lower()}"
         try:
             iio.imwrite(finished, to_bytes(frames), **options)
         except (OSError, RuntimeError, ImportError, ValueError) as error:  # imageio has no common type

@@ -166,8 +166,16 @@ def test_the_cache_refuses_what_was_made_otherwise(tmp_path: Path) -> None:
     with pytest.raises(UserError, match=r"made with other weights"):
         Cache(tmp_path, (3, 2, 4), {**recipe, "weights": "def"})
     path = tmp_path / "gradients.npy"
-    path.write_bytes(path.read_bytes()[:-1])
-    with pytest.raises(UserError, match="missing or damaged"):
+    whole = path.read_bytes()
+    last = bytes([whole[-1] ^ 1])  # of a picture that is not done
+    path.write_bytes(whole[:-1] + last)
+    assert Cache(tmp_path, (3, 2, 4), recipe).done == 2
+    for damaged in (whole[:-1], b"x" * len(whole), whole[:-20] + b"x" + whole[-19:], b""):
+        path.write_bytes(damaged)
+        with pytest.raises(UserError, match=r"gradients.npy is damaged: delete"):
+            Cache(tmp_path, (3, 2, 4), recipe)
+    path.unlink()
+    with pytest.raises(UserError, match=r"gradients.npy or .* is missing or damaged"):
         Cache(tmp_path, (3, 2, 4), recipe)
 
 

@@ -2,7 +2,7 @@
 
     gradients.npy   (N, B, D) float16, projected gradients of length 1
     norms.npy       (N, B) float32, of the gradients before projection
-    cache.json the settings behind them, and the number of finished pictures
+    cache.json      the settings behind them, the number of finished pictures, and a checksum of theirs in each file
 
 float16 has a relative rounding error of 2^-11 for an entry, and about 1e-5 for a cosine. Pictures are processed in
 order. Each batch is written and synced before `cache.json` counts it, so that a kill loses one batch at most.
@@ -10,12 +10,14 @@ order. Each batch is written and synced before `cache.json` counts it, so that a
 
 from __future__ import annotations
 
+import io
 import json
 import os
 import shutil
+import zlib
 from collections.abc import Mapping
 from pathlib import Path
-from typing import Any, BinaryIO
+from typing import Any
 
 import numpy as np
 from numpy.typing import NDArray
@@ -50,6 +52,7 @@ class Cache:
             "norms": (folder / "norms.npy", "<f4", shape[:2]),
         }
         self.done = 0
+        self._sums = dict.fromkeys(self._files, 0)
         if self._meta.exists():
             self._open()
         else:
@@ -69,12 +72,13 @@ class Cache:
         first, count = self.done, len(found.direction)
         for name, values in (("gradients", found.direction), ("norms", found.norm)):
             path, kind, shape = self._files[name]
-            rows = values.cpu().numpy().astype(kind)
+            rows = np.ascontiguousarray(values.cpu().numpy().astype(kind))
             with disk_errors(path), open(path, "r+b") as file:
-                file.seek(_header(shape, kind) + first * rows[0].nbytes)
-                file.write(np.ascontiguousarray(rows).tobytes())
+                file.seek(len(_header(shape, kind)) + first * rows[0].nbytes)
+                file.write(rows.tobytes())
                 file.flush()
                 os.fsync(file.fileno())
+            self._sums[name] = zlib.crc32(rows, self._sums[name])
         self.done += count
         self._count()
 
@@ -99,15 +103,15 @@ class Cache:
                 )
             for path, kind, shape in self._files.values():
                 with open(path, "wb") as file:
-                    _write_header(file, shape, kind)
-                    file.truncate(_header(shape, kind) + int(np.dtype(kind).itemsize * np.prod(shape)))
+                    file.write(_header(shape, kind))
+                    file.truncate(file.tell() + int(np.dtype(kind).itemsize * np.prod(shape)))
         self._count()
 
     def _open(self) -> None:
         again = f"delete {self.folder}, or give --output another folder"
         try:
             written = json.loads(self._meta.read_text(encoding="utf-8"))
-            self.done, old = int(written["done"]), dict(written["recipe"])
+            self.done, old, sums = int(written["done"]), dict(written["recipe"]), dict(written.get("sums", {}))
         except (OSError, ValueError, KeyError, TypeError) as error:
             raise UserError(f"{self._meta} is damaged: {again}") from error
         mine = json.loads(json.dumps(self._recipe))
@@ -117,13 +121,18 @@ class Cache:
                     f"the gradients in {self.folder} were made with other {key} ({_shown(old.get(key))}, here "
                     f"{_shown(mine.get(key))}): they say nothing here; {again}"
                 )
-        for path, kind, shape in self._files.values():
-            wanted = _header(shape, kind) + int(np.dtype(kind).itemsize * np.prod(shape))
-            if not path.is_file() or path.stat().st_size != wanted:
-                raise UserError(f"{path} is missing or damaged: {again}")
+        for name, (path, kind, shape) in self._files.items():
+            row = int(np.dtype(kind).itemsize * np.prod(shape[1:]))
+            header = _header(shape, kind)
+            if not 0 <= self.done <= shape[0] or not path.is_file():
+                raise UserError(f"{path} or {self._meta} is missing or damaged: {again}")
+            self._sums[name] = found = _sum(path, header, self.done * row)
+            whole = path.stat().st_size == len(header) + shape[0] * row
+            if not whole or found < 0 or found != sums.get(name, found):
+                raise UserError(f"{path} is damaged: {again}")
 
     def _count(self) -> None:
-        text = json.dumps({"done": self.done, "recipe": self._recipe}, indent=1)
+        text = json.dumps({"done": self.done, "sums": self._sums, "recipe": self._recipe}, indent=1)
         replace_file(self._meta, f"{text}\n".encode())
 
 
@@ -132,14 +141,23 @@ def _shown(value: Any) -> str:
     return text if len(text) < 60 else f"{text[:57]}..."
 
 
-def _write_header(file: BinaryIO, shape: tuple[int, ...], kind: str) -> None:
-    np.lib.format.write_array_header_1_0(file, {"descr": kind, "fortran_order": False, "shape": shape})
-
-
-def _header(shape: tuple[int, ...], kind: str) -> int:
-    """Bytes before the numbers."""
-    import io
-
+def _header(shape: tuple[int, ...], kind: str) -> bytes:
+    """What is before the numbers."""
     stream = io.BytesIO()
-    _write_header(stream, shape, kind)
-    return stream.tell()
+    np.lib.format.write_array_header_1_0(stream, {"descr": kind, "fortran_order": False, "shape": shape})
+    return stream.getvalue()
+
+
+def _sum(path: Path, header: bytes, size: int) -> int:
+    """The checksum of so many bytes after the header; -1 if the header is another one, or the file too short."""
+    found = 0
+    with open(path, "rb") as file:
+        if file.read(len(header)) != header:
+            return -1
+        while size:
+            part = file.read(min(size, 2**24))
+            if not part:
+                return -1
+            found = zlib.crc32(part, found)
+            size -= len(part)
+    return found

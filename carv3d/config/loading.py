@@ -91,6 +91,7 @@ def load(
     try:
         values: Any = OmegaConf.to_container(OmegaConf.create(merged), resolve=True)
     except OmegaConfBaseException as error:
+        _stop_if_interrupted(error)
         raise _unresolved(error, config, layers) from None
     return _made(config, values, "", layers)
 
@@ -265,6 +266,19 @@ def _place(path: str, layers: Sequence[Layer]) -> str:
     """The last layer that sets a key, as the beginning of an error."""
     layer = next((layer for layer in reversed(layers) if layer.has(path)), None)
     return f"{layer.where(path)}: " if layer else ""
+
+
+def _stop_if_interrupted(error: BaseException) -> None:
+    """Go on with a Ctrl-C: what OmegaConf does when it is interrupted raises errors of its own.
+
+    Raises:
+        KeyboardInterrupt: the error was raised while one was handled.
+    """
+    found: BaseException | None = error
+    while found is not None:
+        if isinstance(found, KeyboardInterrupt):
+            raise found
+        found = found.__cause__ or found.__context__
 
 
 def _unresolved(error: OmegaConfBaseException, config: Any, layers: Sequence[Layer]) -> UserError:

@@ -5,7 +5,7 @@ from carv3d.runs.environment import environment
 from carv3d.runs.interruption import Interruption
 from carv3d.runs.metrics import MetricsLog, read_metrics
 from carv3d.runs.run import Run, RunFolder, slug
-from carv3d.runs.storage import disk_errors, replace_file
+from carv3d.runs.storage import disk_errors, replace_file, temporary_folder
 
 __all__ = [
     "Checkpoint",
@@ -19,4 +19,5 @@ __all__ = [
     "read_metrics",
     "replace_file",
     "slug",
+    "temporary_folder",
 ]

@@ -3,9 +3,12 @@
 from __future__ import annotations
 
 import errno
+import glob
 import json
 import os
 import re
+import shutil
+import tempfile
 import time
 from collections.abc import Iterator, Mapping
 from contextlib import contextmanager, suppress
@@ -90,6 +93,11 @@ def replace_files(folder: Path, contents: Mapping[str, bytes]) -> None:
         if path.exists() and not path.is_file():
             raise UserError(f"cannot write {path}: something that is no plain file is there; use another path")
     finish_replacing(folder)
+    for name in contents:  # of this name, which a killed process left
+        for path in folder.glob(f".{glob.escape(name)}-*.tmp"):
+            if path.is_file() and is_leftover(path):
+                with disk_errors(path):
+                    path.unlink(missing_ok=True)
     written = False
     try:
         for name, data in contents.items():
@@ -125,7 +133,7 @@ def finish_replacing(folder: Path) -> None:
 
 def is_leftover(path: Path) -> bool:
     """Whether a temporary file's process, whose number is in its name, is another one that has ended."""
-    match = re.fullmatch(r"\..*-(\d+)\.tmp", path.name)
+    match = re.fullmatch(r".*-(\d+)\.tmp", path.name)
     if match is None or int(match[1]) == os.getpid():
         return True
     try:
@@ -135,6 +143,20 @@ def is_leftover(path: Path) -> bool:
     except OSError:  # a process of another user
         return False
     return False
+
+
+@contextmanager
+def temporary_folder(name: str) -> Iterator[Path]:
+    """A new folder in the system's temporary folder. If the process is killed, the next one that asks removes it.
+
+    Args:
+        name: of what it is for; the folder's name begins with it.
+    """
+    for path in Path(tempfile.gettempdir()).glob(f"carv3d-{name}-*.tmp"):
+        if is_leftover(path) and not path.name.endswith(f"-{os.getpid()}.tmp"):  # another thread's
+            shutil.rmtree(path, ignore_errors=True)  # not that of another user
+    with tempfile.TemporaryDirectory(prefix=f"carv3d-{name}-", suffix=f"-{os.getpid()}.tmp") as folder:
+        yield Path(folder)
 
 
 def remove_forgotten(folder: Path) -> None:

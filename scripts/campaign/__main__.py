@@ -118,11 +118,11 @@ def run(plans: Sequence[Plan], work: Path, jobs: int) -> list[Trial]:
     _FOLDER = work
     preload()
     _BASELINES = Baselines(work, faults=any(plan.compiled for plan in plans))
-    for command in {plan.command for plan in plans} - {None}:
-        if command is not None:
-            _ = _BASELINES[command]
-            _BASELINES.provide([faults.subject(command)])
-    if any(plan.command is None for plan in plans):
+    commands = [plan.command for plan in plans]
+    for command in dict.fromkeys(filter(None, commands)):
+        _ = _BASELINES[command]
+        _BASELINES.provide([faults.subject(command)])
+    if None in commands:
         _BASELINES.provide(["run", "distilled"])
     found = []
     with multiprocessing.get_context("fork").Pool(jobs) as pool, open(work / "failures.jsonl", "a") as wrong:

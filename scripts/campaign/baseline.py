@@ -56,7 +56,8 @@ class Baselines:
         return self.prepared
 
     def _make(self, command: Command) -> Baseline:
-        box = command.prepare(Box(self._folder / f"baseline-{len(self._known)}"), self.provide(list(command.needs)))
+        prepared = self.provide(list(command.needs))
+        box = command.prepare(Box(self._folder / f"baseline-{len(self._known)}"), prepared)
         log = box.path / "calls"
         ended = run(command.words, box, self._log(box, log) if self._faults else None, patience=command.patience)
         result = box.work / command.result
@@ -73,13 +74,16 @@ class Baselines:
         return DiskFault(Action.LOG, box.work, log=log)
 
 
+_GROWING = ("metrics.jsonl", "cache/")
+
+
 def torn(path: Path, before: dict[str, str], after: dict[str, str]) -> list[str]:
     """Files of a stopped command's result that are neither the old nor the new ones, and meshes of two exports.
 
-    Metrics, which grow a line at a time, and temporary files are left out.
+    Files that grow as a command goes on, and temporary ones, are left out.
     """
     found = contents(path) if path.exists() else {}
-    names = [name for name in found if name in after and name != "metrics.jsonl" and not name.endswith("/")]
+    names = [name for name in found if name in after and not name.startswith(_GROWING) and not name.endswith("/")]
     strange = [f"{name} is neither old nor new" for name in names if found[name] not in (before.get(name), after[name])]
     mesh = [name for name in names if name.startswith("mesh/")]
     mixed = not any(all(found[name] == of.get(name) for name in mesh) for of in (before, after))

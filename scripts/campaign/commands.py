@@ -81,7 +81,7 @@ def generate(*words: str, steps: int = STEPS) -> list[str]:
     return ["generate", "a red cube", words[0], *TINY, *EXACT, *words[1:], f"training.steps={steps}"]
 
 
-@dataclass(frozen=True)
+@dataclass(frozen=True, eq=False)
 class Command:
     """One command line and its result.
 
