@@ -78,7 +78,7 @@ class Cache:
                 file.write(rows.tobytes())
                 file.flush()
                 os.fsync(file.fileno())
-            self._sums[name] = zlib.crc32(rows, self._sums[name])
+            self._sums[name] = zlib.crc32(rows.tobytes(), self._sums[name])
         self.done += count
         self._count()
 

@@ -35,7 +35,7 @@ class ImageFolder(Pictures):
     classes: Sequence[str] = ()
 
     def __init__(self, path: Path | str, size: int, limit: int = 0) -> None:
-        """Find the files and their captions; open every file once to check it.
+        """Find the files and their captions; decode every file once to check it.
 
         Args:
             path: a folder, or a file of lines as in `metadata.jsonl`.
@@ -69,7 +69,7 @@ class ImageFolder(Pictures):
                     raise FileNotFoundError
                 with Image.open(self._root / name) as image:
                     mode = image.mode
-                    image.verify()
+                    _decoded(image)
                 self._files.update((self._root / name).read_bytes())
             except FileNotFoundError:
                 raise UserError(f"{listing} names {name}, which is not there: correct the line") from None
@@ -92,7 +92,7 @@ class ImageFolder(Pictures):
     def _read(self, path: Path) -> Tensor:
         try:
             with Image.open(path) as opened:
-                image = _eight_bits(ImageOps.exif_transpose(opened)).convert("RGBA")
+                image = _decoded(opened)
         except Exception as error:
             raise UserError(f"{path} cannot be read as a picture: replace or remove it") from error
         white = Image.new("RGBA", image.size, "white")
@@ -100,11 +100,12 @@ class ImageFolder(Pictures):
         return torch.from_numpy(np.array(square.convert("RGB"))).permute(2, 0, 1).float() / 255
 
 
-def _eight_bits(image: Image.Image) -> Image.Image:
-    """A picture of 8 bits a colour: Pillow cuts off what is above 255 when it converts one of 16 bits."""
+def _decoded(opened: Image.Image) -> Image.Image:
+    """The upright picture with 8 bits a colour: Pillow cuts off what is above 255 when it converts one of 16 bits."""
+    image = ImageOps.exif_transpose(opened)
     if image.mode.startswith("I;16"):
-        return Image.fromarray((np.asarray(image).astype(np.uint32) * 255 // 65535).astype(np.uint8))
-    return image
+        image = Image.fromarray((np.asarray(image).astype(np.uint32) * 255 // 65535).astype(np.uint8))
+    return image.convert("RGBA")
 
 
 def _listed(listing: Path) -> Iterator[tuple[str, str]]:

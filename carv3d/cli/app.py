@@ -14,6 +14,7 @@ import typer
 from rich.console import Console
 from rich.markup import escape
 
+from carv3d.config.paths import user_path
 from carv3d.errors import UserError
 
 # With spinning workers, two threads on two busy cores are slower than one.
@@ -45,6 +46,15 @@ DEFAULT_CONFIG = "shapes"
 RunPath = Annotated[Path, typer.Argument(metavar="RUN", help="A folder that `carv3d generate` made.")]
 AsJson = Annotated[bool, typer.Option("--json", help="Print one JSON object.")]
 Arguments = Annotated[list[str] | None, typer.Argument(metavar="[PROMPT] [CONFIG] [KEY=VALUE]...", show_default=False)]
+
+
+def expanded(path: Path | None) -> Path | None:
+    """A path of the command line with `~` for the home folder: `callback` of the options that name files to write.
+
+    Raises:
+        UserError: no file can have this path.
+    """
+    return None if path is None else user_path(path)
 
 
 def overrides_among(words: list[str]) -> list[str]:

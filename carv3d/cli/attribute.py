@@ -10,7 +10,7 @@ from typing import Annotated, Any
 
 import typer
 
-from carv3d.cli.app import AsJson, app, console, overrides_among
+from carv3d.cli.app import AsJson, app, console, expanded, overrides_among
 from carv3d.config.paths import user_path
 from carv3d.errors import UserError
 
@@ -21,7 +21,9 @@ def attribute(
         list[str] | None, typer.Argument(metavar="[PROMPT]... [CONFIG] [KEY=VALUE]...", show_default=False)
     ] = None,
     prompts: Annotated[str | None, typer.Option(metavar="FILE", help="More prompts, one a line.")] = None,
-    output: Annotated[Path | None, typer.Option(help="Folder; default: one in output_dir/attribute.")] = None,
+    output: Annotated[
+        Path | None, typer.Option(callback=expanded, help="Folder; default: one in output_dir/attribute.")
+    ] = None,
     as_json: AsJson = False,
 ) -> None:
     """Find the training pictures that influenced a sample, by gradients of the teacher's loss.

@@ -10,7 +10,7 @@ from typing import Annotated
 
 import typer
 
-from carv3d.cli.app import DEFAULT_CONFIG, AsJson, app, console, overrides_among
+from carv3d.cli.app import DEFAULT_CONFIG, AsJson, app, console, expanded, overrides_among
 from carv3d.config.paths import user_path
 from carv3d.errors import UserError
 
@@ -27,7 +27,9 @@ def compare(
     ] = None,
     equal: Annotated[str, typer.Option(metavar="time|calls", help="What all methods get as much of.")] = "time",
     jobs: Annotated[int, typer.Option(min=1, max=256, help="Runs at a time; they share the cores.")] = 1,
-    output: Annotated[Path | None, typer.Option(help="Folder; default: one in output_dir/compare.")] = None,
+    output: Annotated[
+        Path | None, typer.Option(callback=expanded, help="Folder; default: one in output_dir/compare.")
+    ] = None,
     as_json: AsJson = False,
 ) -> None:
     """Compare methods on the same prompts and seeds, at equal time or equal teacher calls, on one HTML page.

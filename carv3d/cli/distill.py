@@ -10,7 +10,7 @@ from typing import TYPE_CHECKING, Annotated
 
 import typer
 
-from carv3d.cli.app import AsJson, app, console, sort_words
+from carv3d.cli.app import AsJson, app, console, expanded, sort_words
 from carv3d.errors import UserError
 
 if TYPE_CHECKING:
@@ -21,7 +21,9 @@ if TYPE_CHECKING:
 @app.command()
 def distill(
     words: Annotated[list[str] | None, typer.Argument(metavar="[CONFIG] [KEY=VALUE]...", show_default=False)] = None,
-    output: Annotated[Path | None, typer.Option(help="The run's folder; default: a new one in output_dir.")] = None,
+    output: Annotated[
+        Path | None, typer.Option(callback=expanded, help="The run's folder; default: a new one in output_dir.")
+    ] = None,
     resume: Annotated[Path | None, typer.Option(metavar="RUN", help="Go on with a run that was stopped.")] = None,
     as_json: AsJson = False,
 ) -> None:

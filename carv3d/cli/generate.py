@@ -10,7 +10,7 @@ from typing import TYPE_CHECKING, Annotated
 
 import typer
 
-from carv3d.cli.app import DEFAULT_CONFIG, Arguments, AsJson, app, console, sort_words
+from carv3d.cli.app import DEFAULT_CONFIG, Arguments, AsJson, app, console, expanded, sort_words
 from carv3d.errors import UserError
 
 if TYPE_CHECKING:
@@ -22,7 +22,9 @@ if TYPE_CHECKING:
 @app.command()
 def generate(
     words: Arguments = None,
-    output: Annotated[Path | None, typer.Option(help="The run's folder; default: a new one in output_dir.")] = None,
+    output: Annotated[
+        Path | None, typer.Option(callback=expanded, help="The run's folder; default: a new one in output_dir.")
+    ] = None,
     resume: Annotated[Path | None, typer.Option(metavar="RUN", help="Go on with a run that was stopped.")] = None,
     force: Annotated[bool, typer.Option("--force", help="Also prompts the built-in teacher cannot know.")] = False,
     as_json: AsJson = False,

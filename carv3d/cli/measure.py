@@ -6,13 +6,12 @@ import json
 import re
 import shlex
 import sys
-import tempfile
 from pathlib import Path
 from typing import Annotated
 
 import typer
 
-from carv3d.cli.app import DEFAULT_CONFIG, AsJson, app, console, sort_words
+from carv3d.cli.app import DEFAULT_CONFIG, AsJson, app, console, expanded, sort_words
 from carv3d.config.paths import is_user_file, user_path
 from carv3d.errors import UserError
 
@@ -32,8 +31,8 @@ def measure(
     cost_ratio: Annotated[
         float | None, typer.Option(min=0, max=10**6, help="Count a render's cost as that of so many resamples.")
     ] = None,
-    seed: Annotated[int, typer.Option(help="Of the measurement's draws.")] = 0,
-    output: Annotated[Path | None, typer.Option(help="Folder; default: RUN/measure/step_N.")] = None,
+    seed: Annotated[int, typer.Option(min=0, max=2**63 - 1, help="Of the measurement's draws.")] = 0,
+    output: Annotated[Path | None, typer.Option(callback=expanded, help="Folder; default: RUN/measure/step_N.")] = None,
     as_json: AsJson = False,
 ) -> None:
     """Measure the noise and the cost of the gradient, and recommend (R, K) and a method.
@@ -49,7 +48,7 @@ def measure(
     from carv3d.measurement import observe, report
     from carv3d.reports.measurement import lead, page_of, terminal_table
     from carv3d.reports.page import colophon
-    from carv3d.runs import Run, disk_errors, environment, replace_file, slug
+    from carv3d.runs import Run, environment, made_folder, replace_file, slug
     from carv3d.system.progress import progress
     from carv3d.system.threads import set_threads
 
@@ -85,26 +84,23 @@ def measure(
         trainer = Trainer(config)
         title = f"{config.prompt}, the initial scene"
         folder = output or user_path(config.output_dir) / "measure" / f"{source.stem}-{slug(config.prompt)}"
-    with disk_errors(folder):  # checked at the start, not after minutes
-        folder.mkdir(parents=True, exist_ok=True)
-        with tempfile.TemporaryFile(dir=folder):
-            pass
-    with progress(console, TextColumn("{task.fields[figures]}")) as bar:
-        task = bar.add_task("measuring", total=100, figures="")
-        observed = observe(
-            trainer,
-            renders=rs,
-            resamples=ks,
-            budget=budget,
-            precision=precision,
-            seed=seed,
-            watch=lambda what, share: bar.update(task, figures=what, completed=min(round(100 * share), 100)),
-        )
-    found = report(observed, cost_ratio)
-    machine = environment(shlex.join(["carv3d", *sys.argv[1:]]), trainer.device)
-    text = json.dumps(found.as_json(), indent=1, allow_nan=False) + "\n"
-    replace_file(folder / "measurement.json", text.encode())
-    page_of(found, title, f"Gradient noise: {title}", colophon(machine)).write(folder / "report.html")
+    with made_folder(folder):  # at the start, not after minutes
+        with progress(console, TextColumn("{task.fields[figures]}")) as bar:
+            task = bar.add_task("measuring", total=100, figures="")
+            observed = observe(
+                trainer,
+                renders=rs,
+                resamples=ks,
+                budget=budget,
+                precision=precision,
+                seed=seed,
+                watch=lambda what, share: bar.update(task, figures=what, completed=min(round(100 * share), 100)),
+            )
+        found = report(observed, cost_ratio)
+        machine = environment(shlex.join(["carv3d", *sys.argv[1:]]), trainer.device)
+        text = json.dumps(found.as_json(), indent=1, allow_nan=False) + "\n"
+        replace_file(folder / "measurement.json", text.encode())
+        page_of(found, title, f"Gradient noise: {title}", colophon(machine)).write(folder / "report.html")
     if as_json:
         print(json.dumps(found.as_json(), allow_nan=False))
     else:

@@ -9,7 +9,7 @@ from typing import Annotated, Any
 
 import typer
 
-from carv3d.cli.app import AsJson, RunPath, app, console
+from carv3d.cli.app import AsJson, RunPath, app, console, expanded
 from carv3d.errors import UserError
 
 
@@ -20,7 +20,7 @@ def render(
     size: Annotated[int | None, typer.Option(min=16, max=4096, help="Pixels along a side.")] = None,
     elevation: Annotated[float | None, typer.Option(min=-89, max=89, help="Degrees.")] = None,
     output: Annotated[
-        Path | None, typer.Option(help="The video, .mp4, .webm or .gif; default: RUN/turntable.mp4.")
+        Path | None, typer.Option(callback=expanded, help="The video, .mp4, .webm or .gif; default: RUN/turntable.mp4.")
     ] = None,
 ) -> None:
     """Make the turntable and the contact sheet of a run again.
@@ -71,7 +71,7 @@ def export(
     texture_size: Annotated[
         int | None, typer.Option(min=16, max=16_384, help="Pixels along a side of the picture.")
     ] = None,
-    output: Annotated[Path | None, typer.Option(help="Folder; default: RUN/mesh.")] = None,
+    output: Annotated[Path | None, typer.Option(callback=expanded, help="Folder; default: RUN/mesh.")] = None,
     as_json: AsJson = False,
 ) -> None:
     """Write a run's object as a mesh; Gaussians also as a .ply for splat viewers.

@@ -9,8 +9,7 @@ from typing import Annotated
 
 import typer
 
-from carv3d.cli.app import AsJson, app, console
-from carv3d.config.paths import user_path
+from carv3d.cli.app import AsJson, app, console, expanded
 from carv3d.errors import UserError
 
 
@@ -24,8 +23,8 @@ def sample(
     cameras: Annotated[
         str, typer.Option(metavar="AZIMUTH/ELEVATION,...", help="Degrees; of a generator that is told the camera.")
     ] = "20/15",
-    seed: Annotated[int, typer.Option(help="Of the noise.")] = 0,
-    output: Annotated[Path, typer.Option(help="A PNG file.")] = Path("samples.png"),
+    seed: Annotated[int, typer.Option(min=0, max=2**63 - 1, help="Of the noise.")] = 0,
+    output: Annotated[Path, typer.Option(callback=expanded, help="A PNG file.")] = Path("samples.png"),
     as_json: AsJson = False,
 ) -> None:
     """Make pictures with a distilled generator: one call of its network, a prompt a row.
@@ -36,7 +35,7 @@ def sample(
     angles = _angles(cameras)
     if output.suffix != ".png":
         raise UserError(f"--output {output}: give a name that ends in .png")
-    if not user_path(output).parent.is_dir():
+    if not output.parent.is_dir():
         raise UserError(f"--output {output}: there is no folder {output.parent}; make it first")
     import torch
 
@@ -54,7 +53,7 @@ def sample(
         Cameras.look_at_origin(torch.tensor(azimuths), torch.tensor(elevations)),
         torch.Generator().manual_seed(seed),
     )
-    write_png(sheet(pictures, columns), user_path(output))
+    write_png(sheet(pictures, columns), output)
     if as_json:
         print(json.dumps({"picture": str(output), "prompts": prompts, "columns": columns, "network_calls": 1}))
         return

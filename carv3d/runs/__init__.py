@@ -5,7 +5,7 @@ from carv3d.runs.environment import environment
 from carv3d.runs.interruption import Interruption
 from carv3d.runs.metrics import MetricsLog, read_metrics
 from carv3d.runs.run import Run, RunFolder, slug
-from carv3d.runs.storage import disk_errors, replace_file, temporary_folder
+from carv3d.runs.storage import disk_errors, made_folder, replace_file, temporary_folder
 
 __all__ = [
     "Checkpoint",
@@ -16,6 +16,7 @@ __all__ = [
     "RunFolder",
     "disk_errors",
     "environment",
+    "made_folder",
     "read_metrics",
     "replace_file",
     "slug",

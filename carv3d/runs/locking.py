@@ -11,7 +11,7 @@ from pathlib import Path
 from filelock import FileLock, Timeout
 
 from carv3d.errors import UserError
-from carv3d.runs.storage import disk_errors, finish_replacing, is_leftover
+from carv3d.runs.storage import disk_errors, finish_replacing, is_leftover, made_folder
 
 
 class FolderLock:
@@ -104,14 +104,12 @@ def locked(folder: Path, command: str) -> Iterator[None]:
     Raises:
         UserError: another process has it.
     """
-    with disk_errors(folder):
-        folder.mkdir(parents=True, exist_ok=True)
-    lock = FolderLock(folder, f"another `{command}`")
-    lock.acquire()
-    try:
-        yield
-    finally:
-        if {path.name for path in folder.iterdir()} == {".lock"}:  # nothing is left of a mistake
-            (folder / ".lock").unlink()
-            folder.rmdir()
-        lock.release()
+    with made_folder(folder):
+        lock = FolderLock(folder, f"another `{command}`")
+        lock.acquire()
+        try:
+            yield
+        finally:
+            if {path.name for path in folder.iterdir()} == {".lock"}:  # nothing is left of a mistake
+                (folder / ".lock").unlink()
+            lock.release()

@@ -146,6 +146,26 @@ def is_leftover(path: Path) -> bool:
 
 
 @contextmanager
+def made_folder(folder: Path) -> Iterator[None]:
+    """Make a folder and see that it may be written to; those that are made and empty at the end are removed.
+
+    Raises:
+        UserError: the disk is full, or may not be written to.
+    """
+    new = [each for each in (folder, *folder.parents) if not each.exists()]
+    try:
+        with disk_errors(folder):
+            folder.mkdir(parents=True, exist_ok=True)
+            with tempfile.TemporaryFile(dir=folder):
+                pass
+        yield
+    finally:
+        for each in new:
+            with suppress(OSError):  # something is in it
+                each.rmdir()
+
+
+@contextmanager
 def temporary_folder(name: str) -> Iterator[Path]:
     """A new folder in the system's temporary folder. If the process is killed, the next one that asks removes it.
 
