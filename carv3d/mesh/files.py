@@ -79,7 +79,7 @@ def load(path: Path | str) -> Mesh:
     """Read a mesh that `save` wrote, back into the world's axes and display colours.
 
     Raises:
-        UserError: no such file, or not one of the formats.
+        UserError: no such file, not one of the formats, or a damaged one.
     """
     path = Path(path)
     kind = path.suffix.lower().lstrip(".")
@@ -87,6 +87,14 @@ def load(path: Path | str) -> Mesh:
         raise UserError(f"cannot read {path.name} as a mesh; use one that ends in {', '.join(FORMATS)}")
     if not path.is_file():
         raise UserError(f"there is no mesh {path}; check the path, or export the mesh first")
+    try:
+        return _loaded(path, kind)
+    except Exception as error:  # trimesh and Pillow raise what a damaged file leads to
+        reason = " ".join(str(error).split())[:100]
+        raise UserError(f"{path} cannot be read as a mesh ({reason}): export it again") from error
+
+
+def _loaded(path: Path, kind: str) -> Mesh:
     # Not force="mesh": joining a scene into one mesh recomputes the normals and drops linear vertex colours.
     [loaded] = trimesh.load_scene(path, process=False, maintain_order=True).geometry.values()
     rotation = np.eye(3, dtype=np.float32) if kind == "ply" else WORLD_TO_Y_UP

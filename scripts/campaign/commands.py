@@ -237,7 +237,7 @@ def _digest(path: Path) -> str:
         return "whole" if data.rstrip().endswith(b"</html>") else "cut"
     if path.name == "measurement.json" or "compared" in path.parts:
         return _whole(path, data)
-    with suppress(ValueError, TypeError, LookupError, AttributeError):  # a damaged file
+    with suppress(ValueError, TypeError, LookupError, AttributeError, RecursionError):  # a damaged file
         data = _without_times(path.name, data)
     return hashlib.sha256(data).hexdigest()[:12]
 
@@ -259,7 +259,7 @@ def _whole(path: Path, data: bytes) -> str:
         try:
             for line in data.decode().splitlines() if path.suffix == ".jsonl" else [data.decode()]:
                 json.loads(line)
-        except ValueError:
+        except (ValueError, RecursionError):
             return "cut"
     return "whole" if data else "empty"
 
@@ -278,5 +278,5 @@ def steps_of(run: Path) -> list[int]:
         return []
     try:
         return [json.loads(line)["step"] for line in path.read_text().splitlines()]
-    except (ValueError, TypeError, LookupError):
+    except (ValueError, TypeError, LookupError, RecursionError):
         return []
