@@ -2,8 +2,10 @@
 
 from __future__ import annotations
 
+import io
 import json
 import math
+import os
 import shutil
 from collections import namedtuple
 from pathlib import Path
@@ -240,11 +242,26 @@ def test_bad_folders_are_one_line_each(tmp_path: Path) -> None:
     (tmp_path / "x.png").write_bytes((tmp_path / "x.png").read_bytes()[:40])
     with pytest.raises(UserError, match=r"x.png cannot be read as a picture"):
         ImageFolder(tmp_path, 16)
+    stream = io.BytesIO()
+    Image.new("RGB", (700, 500), "red").save(stream, "GIF")
+    (tmp_path / "x.png").write_bytes(stream.getvalue()[:-300])  # of which Pillow's verify() sees nothing
+    with pytest.raises(UserError, match=r"x.png cannot be read as a picture"):
+        ImageFolder(tmp_path, 16)
     (tmp_path / "metadata.jsonl").write_text('{"file_name": "y.png", "text": "a"}\n')
     with pytest.raises(UserError, match=r"names y.png, which is not there"):
         ImageFolder(tmp_path, 16)
     (tmp_path / "metadata.jsonl").write_text('{"file": "y.png"}\n')
     with pytest.raises(UserError, match=r"metadata.jsonl:1: no file_name and text"):
+        ImageFolder(tmp_path, 16)
+
+
+def test_a_pipe_among_the_pictures_is_not_waited_for(tmp_path: Path) -> None:
+    os.mkfifo(tmp_path / "b.png")
+    (tmp_path / "b.txt").write_text("a view")
+    with pytest.raises(UserError, match="has no pictures"):
+        ImageFolder(tmp_path, 16)
+    (tmp_path / "metadata.jsonl").write_text('{"file_name": "b.png", "text": "a"}\n')
+    with pytest.raises(UserError, match=r"names b.png, which is not there"):
         ImageFolder(tmp_path, 16)
 
 

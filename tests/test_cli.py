@@ -8,6 +8,7 @@ import shutil
 import subprocess
 import sys
 import tempfile
+import threading
 from pathlib import Path
 
 import imageio.v3 as iio
@@ -369,6 +370,28 @@ def test_a_fault_that_nobody_foresaw_is_one_line_and_a_file(
     assert code == 1 and "carv3d failed (LookupError: a bug)" in err and "Traceback" not in err
     (kept,) = tmp_path.glob("carv3d-error-*.txt")
     assert str(kept) in err.replace("\n", "") and "Traceback" in kept.read_text() and "a bug" in kept.read_text()
+
+
+def test_an_error_in_a_thread_of_a_library_is_one_line(
+    tmp_path: Path, monkeypatch: pytest.MonkeyPatch, capsys: pytest.CaptureFixture[str]
+) -> None:
+    """The command goes on. An error of the disk is left to those who write, and meet it too."""
+    monkeypatch.setattr(tempfile, "tempdir", str(tmp_path))
+    monkeypatch.setattr(threading, "excepthook", threading.excepthook)
+
+    def broken(error: Exception) -> None:
+        raise error
+
+    def describe(*_: object, **__: object) -> list[object]:
+        for error in (LookupError("a bug"), OSError(errno.ENOSPC, "No space left on device")):
+            thread = threading.Thread(target=broken, args=[error])
+            thread.start()
+            thread.join()
+        return []
+
+    monkeypatch.setattr("carv3d.config.describe", describe)
+    _, _, err = carv3d("config", capsys=capsys)
+    assert "carv3d failed (LookupError: a bug)" in err and "Traceback" not in err and "space" not in err
 
 
 @pytest.mark.parametrize(

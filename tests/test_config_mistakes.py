@@ -12,6 +12,7 @@ from typing import Any, Literal, get_args, get_origin
 import pytest
 from hypothesis import given, settings
 from hypothesis import strategies as st
+from omegaconf import OmegaConf, ValidationError
 
 from carv3d.config import (
     PIPELINES,
@@ -359,3 +360,17 @@ def test_a_value_that_is_no_value_is_one_line(value: str) -> None:
     """On the command line too."""
     with pytest.raises(UserError, match="seed"):
         load(find_config("shapes"), [f"seed={value}"])
+
+
+def test_an_interrupted_config_is_no_mistake_of_the_user(monkeypatch: pytest.MonkeyPatch) -> None:
+    """OmegaConf raises errors of its own while a Ctrl-C passes through it."""
+
+    def interrupted(*_: object, **__: object) -> None:
+        try:
+            raise KeyboardInterrupt
+        finally:
+            raise ValidationError("'NoneType' object has no attribute '_invalidate_flags_cache'")
+
+    monkeypatch.setattr(OmegaConf, "to_container", interrupted)
+    with pytest.raises(KeyboardInterrupt):
+        load(None)

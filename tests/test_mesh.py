@@ -389,3 +389,11 @@ class TestFiles:
             load(tmp_path / "none.glb")
         with pytest.raises(UserError, match="ends in glb, obj, ply"):
             load(tmp_path / "none.stl")
+
+
+@pytest.mark.parametrize("kind", ["glb", "obj", "ply"])
+@pytest.mark.parametrize("data", [b"", bytes(range(256)) * 9, b"[" * 3000, b"null"])
+def test_a_damaged_mesh_is_one_line(tmp_path: Path, kind: str, data: bytes) -> None:
+    (tmp_path / f"mesh.{kind}").write_bytes(data)
+    with pytest.raises(UserError, match=rf"mesh\.{kind} cannot be read as a mesh \(.*export it again"):
+        load(tmp_path / f"mesh.{kind}")

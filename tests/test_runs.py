@@ -249,6 +249,16 @@ def test_links_in_a_run_are_not_followed(config: Config, tmp_path: Path, name: s
     assert target.read_text() == "mine"
 
 
+@pytest.mark.parametrize("name", ["log.txt", "config.yaml", "previews/x.png"])
+def test_a_pipe_in_a_run_is_refused_and_not_waited_for(config: Config, tmp_path: Path, name: str) -> None:
+    Run.create(config, "shapes", "", folder=tmp_path / "run").close()
+    pipe = tmp_path / "run" / name
+    pipe.unlink(missing_ok=True)
+    os.mkfifo(pipe)
+    with pytest.raises(UserError, match=f"{name} is no file but a pipe"):
+        Run.open(tmp_path / "run", write=True)
+
+
 def test_leftovers_of_killed_processes_go(config: Config, tmp_path: Path) -> None:
     """Of every folder of the run, when the next command takes it."""
     Run.create(config, "shapes", "", folder=tmp_path / "run").close()

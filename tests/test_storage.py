@@ -6,6 +6,7 @@ import errno
 import os
 import subprocess
 import sys
+import tempfile
 from collections.abc import Callable, Iterator
 from pathlib import Path
 from typing import Any
@@ -13,7 +14,7 @@ from typing import Any
 import pytest
 
 from carv3d.errors import UserError
-from carv3d.runs.storage import finish_replacing, is_leftover, replace_files
+from carv3d.runs.storage import finish_replacing, is_leftover, made_folder, replace_files, temporary_folder
 
 OLD = {name: f"old {name}".encode() for name in ("mesh.obj", "mesh.mtl", "mesh.png")}
 NEW = {name: f"new {name}".encode() for name in OLD}
@@ -117,6 +118,44 @@ def test_a_list_that_is_not_whole_counts_as_none(tmp_path: Path, text: str) -> N
     (folder / ".replacing-99999999.tmp").write_text(text, encoding="latin-1")
     finish_replacing(folder)
     assert found(folder) == OLD and (tmp_path / "x").read_text() == "mine" and not list(folder.glob(".*"))
+
+
+def test_what_a_killed_process_left_is_removed_by_the_next(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    """Files of the same name beside the result, and folders in the system's temporary folder; those of others stay."""
+    monkeypatch.setattr(tempfile, "tempdir", str(tmp_path))
+    ended = subprocess.Popen([sys.executable, "-c", ""])
+    ended.wait()
+    left = [tmp_path / f".a.png-{ended.pid}.tmp", tmp_path / f".b.png-{ended.pid}.tmp"]
+    for path in left:
+        path.write_text("half")
+    replace_files(tmp_path, {"a.png": b"new"})
+    assert not left[0].exists() and left[1].exists()
+    folders = [tmp_path / f"carv3d-{name}-x-{pid}.tmp" for name, pid in (("video", ended.pid), ("video", os.getppid()))]
+    for folder in folders:
+        folder.mkdir()
+        (folder / "video.mp4").write_text("half")
+    with temporary_folder("video") as own, temporary_folder("video") as second:
+        assert own.is_dir() and second.is_dir()
+    assert not own.exists() and not folders[0].exists() and folders[1].exists()
+
+
+def test_a_folder_that_stays_empty_is_removed_again(tmp_path: Path) -> None:
+    """With those above it that were made for it, and nothing else."""
+    (tmp_path / "there").mkdir()
+    with pytest.raises(UserError), made_folder(tmp_path / "there" / "a" / "b"):
+        assert (tmp_path / "there" / "a" / "b").is_dir()
+        raise UserError("a mistake")
+    assert not list((tmp_path / "there").iterdir())
+    with made_folder(tmp_path / "there" / "c"):
+        (tmp_path / "there" / "c" / "x").write_text("")
+    with made_folder(tmp_path / "there"):
+        pass
+    assert (tmp_path / "there" / "c" / "x").exists()
+    with (
+        pytest.raises(UserError, match="a part of the path is a file"),
+        made_folder(tmp_path / "there" / "c" / "x" / "y"),
+    ):
+        pass
 
 
 def test_the_temporary_files_of_a_living_process_are_left_alone() -> None:

@@ -13,12 +13,12 @@ from carv3d import build
 from carv3d.config import Config
 from carv3d.errors import UserError
 from carv3d.runs import replace_file
-from scripts.benchmarks.harness import PAGE, RESULTS, Bench, every_table, run, suites, with_tables
+from scripts.benchmarks.harness import PAGES, RESULTS, Bench, every_table, run, suites, with_tables
 
 app = typer.Typer(add_completion=False, pretty_exceptions_enable=False)
 
 
-@app.command(epilog="Suites: " + ", ".join(suites()) + ". `docs` writes the results into docs/benchmarks.md.")
+@app.command(epilog="Suites: " + ", ".join(suites()) + ". `docs` writes the results into the pages.")
 def benchmarks(
     suite: Annotated[str, typer.Argument(help="What is measured, or docs.")],
     words: Annotated[list[str] | None, typer.Argument(metavar="[KEY=VALUE]...", help="For the configs.")] = None,
@@ -35,7 +35,8 @@ def benchmarks(
 ) -> None:
     """Measure a suite of benchmarks."""
     if suite == "docs":
-        replace_file(PAGE, with_tables(PAGE.read_text(encoding="utf-8"), every_table()).encode())
+        for page in PAGES:
+            replace_file(page, with_tables(page.read_text(encoding="utf-8"), every_table()).encode())
         return
     if quick and save:
         raise UserError("--quick is for a try: docs/results keeps no such figures, so leave --save out")

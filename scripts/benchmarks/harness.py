@@ -1,4 +1,4 @@
-"""What all suites share: runs to measure, times that take turns, results as JSON, and the tables of docs/benchmarks.md.
+"""What all suites share: runs to measure, times that take turns, results as JSON, and the tables of the docs' pages.
 
 A suite is a module of this folder with a function `measure(bench)` that yields (name, Table). The tables of a suite
 are kept in docs/results/<suite>.json, each with the command, machine and versions that made it.
@@ -33,7 +33,8 @@ from carv3d.runs.environment import cpu_name, device_name
 
 FOLDER = Path(__file__).parent
 ROOT = FOLDER.parents[1]
-PAGE, RESULTS = ROOT / "docs" / "benchmarks.md", ROOT / "docs" / "results"
+RESULTS = ROOT / "docs" / "results"
+PAGES = (ROOT / "docs" / "benchmarks.md", ROOT / "docs" / "explanation" / "reliability.md")
 PACKAGES = ("torch", "diffusers", "numpy", "nerfacc")
 _MARK = re.compile(r"(<!-- table: (\S+) -->\n).*?(<!-- end table -->)", re.DOTALL)
 

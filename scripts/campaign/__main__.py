@@ -31,7 +31,7 @@ from scripts.campaign.commands import COMMANDS, SLOW, Command
 from scripts.campaign.server import Box, preload
 from scripts.campaign.trial import PROBLEMS, Trial, generator
 
-TRIALS = {"kills": 200, "faults": 160, "fuzz": 500, "files": 80}
+TRIALS = {"kills": 200, "faults": 130, "fuzz": 500, "files": 60}
 """How many trials of each kind are a whole campaign."""
 
 _WORK = "CARV3D_CAMPAIGN"  # the environment variable that tells the process in which the library is loaded its folder

@@ -12,6 +12,7 @@ from scripts.campaign.disk_faults import Action, DiskFault
 from scripts.campaign.server import Box, Signal, run
 from scripts.campaign.trial import Trial, leftovers, outside
 
+_OF_A_STOP = r"previews/step_\d+\.png is left over|checkpoints/\S+ is missing"
 _KILLED, _STOPPED = (0, -signal.SIGKILL), (0, 1, 130, -signal.SIGTERM, -signal.SIGINT)
 
 
@@ -36,8 +37,9 @@ def settle(found: Trial, command: Command, box: Box, baselines: Baselines) -> No
     found.ran(words, run(words, box, patience=command.patience), (0,))
     baseline = baselines[command]
     changed = differences(baseline.contents, contents(result))
-    if "SIGINT" in found.what or "SIGTERM" in found.what:  # a training that is stopped shows where
-        changed = [said for said in changed if not re.fullmatch(r"previews/step_\d+\.png is left over", said)]
+    if "SIGINT" in found.what or "SIGTERM" in found.what:
+        # A training that is stopped saves a checkpoint and a preview there, and an older checkpoint goes.
+        changed = [said for said in changed if not re.fullmatch(_OF_A_STOP, said)]
     # A disk that fails while an old checkpoint is removed leaves it.
     changed = [said for said in changed if not re.fullmatch(r"checkpoints/\S+ is left over", said)]
     found.wrong("half-written", *changed)
