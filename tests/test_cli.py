@@ -411,6 +411,12 @@ def test_what_the_system_and_libraries_raise_is_explained(error: Exception, said
 LONG = "长" * 84  # 252 bytes
 
 
+@pytest.mark.parametrize("verb", ["measure", "sample"])
+def test_a_seed_that_torch_does_not_take_is_refused(verb: str, capsys: pytest.CaptureFixture[str]) -> None:
+    code, _, err = carv3d(verb, ".", *["a red cone"][verb == "measure" :], "--seed", "9" * 24, capsys=capsys)
+    assert code == 2 and "Invalid value for '--seed'" in err
+
+
 def test_one_long_word_is_a_prompt() -> None:
     """Longer than a file name may be; with a NUL or half a character it cannot be a path either."""
     assert sort_words([LONG]) == (None, LONG, [])

@@ -136,7 +136,6 @@ def mistakes() -> list[Any]:
         (["guidance.scale=4"], "give the run alone"),
         (["--output", "/proc/none"], "/proc/none"),
         (["--output", "~nobody-at-all/x"], "the home folder ~nobody-at-all is not known"),
-        (["--seed", "9" * 24], "not in the range"),
     ]
 
 

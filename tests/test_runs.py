@@ -249,7 +249,7 @@ def test_links_in_a_run_are_not_followed(config: Config, tmp_path: Path, name: s
     assert target.read_text() == "mine"
 
 
-@pytest.mark.parametrize("name", ["log.txt", "config.yaml", "previews/x.png"])
+@pytest.mark.parametrize("name", ["log.txt", "state.json", "previews/x.png"])
 def test_a_pipe_in_a_run_is_refused_and_not_waited_for(config: Config, tmp_path: Path, name: str) -> None:
     Run.create(config, "shapes", "", folder=tmp_path / "run").close()
     pipe = tmp_path / "run" / name
