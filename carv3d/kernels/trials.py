@@ -53,9 +53,10 @@ def examine() -> list[Trial]:
     nerfacc = _Alternative("nerfacc", "nerfacc", nerfacc_backend.problem, lambda: _volume(device, "nerfacc"))
     numba = _Alternative("numba volume", "numba", jit.problem, lambda: _volume(device, "numba"))
     gsplat = _Alternative("gsplat", "gsplat", gsplat_backend.problem, lambda: _splat(device, "gsplat"))
+    blend = _Alternative("numba splat", "numba", jit.problem, lambda: _splat(device, "numba"))
     fused = _Alternative("fused hash grid", "triton", fused_hash_grid.problem, lambda: _encoding(device, fused=True))
     return [
-        *_compared(splat, [gsplat], device),
+        *_compared(splat, [gsplat, blend], device),
         *_compared(volume, [nerfacc, numba], device),
         *_compared(grid, [fused], device),
     ]

@@ -1,17 +1,21 @@
-"""Splatting of Gaussians: one call, by plain torch on any device or by gsplat on CUDA."""
+"""Splatting of Gaussians: one call, by plain torch on any device, gsplat on CUDA, or a kernel for the CPU."""
 
 from __future__ import annotations
+
+from functools import partial
 
 import torch
 from torch import Tensor
 
 from carv3d.cameras import Cameras
+from carv3d.kernels import jit
+from carv3d.kernels import splatting as kernel
 from carv3d.renderers import gsplat_backend
 from carv3d.renderers.backend import choose
 from carv3d.renderers.base import EMPTY, Render, Renderer
 from carv3d.renderers.config import RendererConfig
 from carv3d.renderers.projection import Projected, project, views
-from carv3d.renderers.splatting import Boxes, composite
+from carv3d.renderers.splatting import ALPHA_LEAST, ALPHA_MOST, Boxes, composite
 from carv3d.scenes import Gaussians, ImageProjection
 
 
@@ -23,12 +27,13 @@ class SplatRenderer(Renderer[Gaussians]):
         device: where it will render.
 
     Raises:
-        UserError: gsplat is asked for and does not work here.
+        UserError: a backend is asked for and does not work here.
     """
 
     def __init__(self, config: RendererConfig, *, device: torch.device | None = None) -> None:
         super().__init__(config.background)
-        self.backend = choose(config.backend, {"gsplat": gsplat_backend.problem}, device or torch.device("cpu"))
+        kernels = {"gsplat": gsplat_backend.problem, "numba": jit.problem}
+        self.backend = choose(config.backend, kernels, device or torch.device("cpu"))
 
     def forward(
         self,
@@ -55,7 +60,8 @@ class SplatRenderer(Renderer[Gaussians]):
         if self.backend == "gsplat":
             blended, projection = gsplat_backend.rasterise(scene, colours, cameras, views(cameras))
         else:
-            blended, projection = _rasterise(scene, colours, cameras)
+            fused = self.backend == "numba" and colours.dtype == torch.float32
+            blended, projection = _rasterise(scene, colours, cameras, fused)
         if projection.centres.requires_grad:
             projection.centres.retain_grad()
         rgb, depth, opacity = blended.permute(0, 3, 1, 2).split([3, 1, 1], 1)
@@ -72,11 +78,12 @@ class SplatRenderer(Renderer[Gaussians]):
         return Render(rgb, opacity, depth, normal, None, projection)
 
 
-def _rasterise(scene: Gaussians, colours: Tensor, cameras: Cameras) -> tuple[Tensor, ImageProjection]:
-    """Blended colour, depth along the axis, and opacity, (R, H, W, 5)."""
+def _rasterise(scene: Gaussians, colours: Tensor, cameras: Cameras, fused: bool) -> tuple[Tensor, ImageProjection]:
+    """Blended colour, depth along the axis, and opacity, (R, H, W, 5); fused: by the kernel."""
     projected = project(scene, cameras)
     features = torch.cat([colours, projected.depths[..., None], torch.ones_like(colours[..., :1])], -1)
-    blended = composite(
+    blend = partial(kernel.composite, least=ALPHA_LEAST, most=ALPHA_MOST) if fused else composite
+    blended = blend(
         projected.centres.flatten(0, 1),
         projected.conics.flatten(0, 1),
         projected.opacities.flatten(),
