@@ -105,15 +105,17 @@ def carv(config: Config, teacher: Teacher) -> Carv:
 
 
 def check(config: Config, teacher: Teacher, rng: torch.Generator) -> None:
-    """Build all that a run needs besides its teacher, and render one small picture.
+    """Build all that a run needs besides its teacher, render one small picture, and encode the prompt.
 
     Raises:
-        UserError: something that cannot be built, or parts that do not fit each other.
+        UserError: something that cannot be built or read, or parts that do not fit each other.
     """
     carv(config, teacher)
     made, drawn, sampler = scene(config, rng), renderer(config, rng.device), camera_sampler(config)
+    cameras = sampler.around(1, 15.0, 8).to(rng.device)
+    with torch.no_grad():  # of a pipeline this reads the tokenizer and the text encoders
+        teacher.condition(config.prompt, cameras, config.negative_prompt)
     try:
-        cameras = sampler.around(1, 15.0, 8).to(rng.device)
         with torch.no_grad():
             drawn(made, cameras, training=False)
     except UserError:

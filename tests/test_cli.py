@@ -356,6 +356,17 @@ def test_prompts_with_signs_in_them_are_prompts(word: str) -> None:
     assert sort_words([word]) == (None, word, [])
 
 
+def test_a_damaged_tokenizer_leaves_no_folder(tmp_path: Path, capsys: pytest.CaptureFixture[str]) -> None:
+    """What is read for the prompt is read before the run's folder is made."""
+    make_pipeline(tmp_path / "p")
+    for path in (tmp_path / "p" / "tokenizer").iterdir():
+        path.write_bytes(b"\0junk")
+    words = ["sd15", "a red cone", f"teacher.path={tmp_path / 'p'}", "teacher.cache_text=false", "device=cpu"]
+    code, _, err = carv3d("generate", *words, "--output", str(tmp_path / "run"), capsys=capsys)
+    assert code == 2 and "get the teacher's files again" in err
+    assert not (tmp_path / "run").exists()
+
+
 def test_a_fault_that_nobody_foresaw_is_one_line_and_a_file(
     tmp_path: Path, monkeypatch: pytest.MonkeyPatch, capsys: pytest.CaptureFixture[str]
 ) -> None:

@@ -6,6 +6,7 @@ import logging
 import sys
 import threading
 from importlib import import_module
+from logging.handlers import MemoryHandler
 from pkgutil import iter_modules
 
 from rich.markup import escape
@@ -35,8 +36,10 @@ def main() -> None:
     """Run the command line; an error is one line, and exit code 2 where the user can mend it."""
     stop_with_parent()
     load_verbs()
-    warnings, logger = Warnings(), logging.getLogger("carv3d")
+    logger, before = logging.getLogger("carv3d"), MemoryHandler(1000, flushLevel=sys.maxsize, flushOnClose=False)
+    warnings = Warnings()
     logger.addHandler(warnings)
+    logger.addHandler(before)  # for the log.txt of a run, whose folder is made later
     threading.excepthook = _in_a_thread
     sys.unraisablehook = lambda found: logger.info("%s: %s", found.err_msg, found.exc_value)
     try:
@@ -47,3 +50,4 @@ def main() -> None:
         sys.exit(code)
     finally:
         logger.removeHandler(warnings)
+        logger.removeHandler(before)

@@ -10,6 +10,7 @@ they stay in registers. The backward pass gives whole levels to threads, so that
 from __future__ import annotations
 
 import math
+from itertools import pairwise
 from typing import Any
 
 import numpy as np
@@ -115,8 +116,7 @@ class _Encode(torch.autograd.Function):
         values = table.detach().contiguous().numpy()
         out = np.empty((count, len(cells), table.shape[1]), np.float32)
         ends = [count * part // PARTS for part in range(PARTS + 1)]
-        bounds = zip(ends[:-1], ends[1:], strict=True)
-        run(_forward, [(*two, points, values, *layout, out) for two in bounds])
+        run(_forward, [(*two, points, values, *layout, out) for two in pairwise(ends)])
         ctx.points, ctx.layout, ctx.shape = points, layout, table.shape
         return torch.from_numpy(out).view(count, -1)
 

@@ -20,6 +20,7 @@ import unicodedata
 from abc import ABC, abstractmethod
 from collections.abc import Mapping, Sequence
 from functools import cached_property
+from logging.handlers import MemoryHandler
 from pathlib import Path
 from typing import TYPE_CHECKING, Any, ClassVar, Generic, TypeVar
 
@@ -247,6 +248,10 @@ class RunFolder(ABC, Generic[_C]):
             self._log = _LogFile(self.path / "log.txt", encoding="utf-8")
         self._log.setFormatter(logging.Formatter("%(asctime)s %(levelname)s %(message)s", "%F %T"))
         logger = logging.getLogger("carv3d")
+        for earlier in [handler for handler in logger.handlers if isinstance(handler, MemoryHandler)]:
+            earlier.setTarget(self._log)  # what was said before there was a folder
+            earlier.flush()
+            logger.removeHandler(earlier)
         logger.addHandler(self._log)
         logger.setLevel(logging.INFO)
 
