@@ -185,7 +185,7 @@ class Config(CommonConfig):
         scene = self.scene
         drawn_by = getattr(scene, "renderer", "volume")
         if (backend := getattr(self.renderer, "backend", None)) is not None:
-            known = ["auto", "torch", *{"splat": ["gsplat"], "volume": ["nerfacc", "numba"]}.get(drawn_by, [])]
+            known = ["auto", "torch", *{"splat": ["gsplat", "numba"], "volume": ["nerfacc", "numba"]}.get(drawn_by, [])]
             names = f"{', '.join(known[:-1])} or {known[-1]}"
             yield "renderer.backend", backend, backend in known, f"{names} with scene.type={scene.type}"
         terms = getattr(scene, "penalties", FieldConfig.penalties if drawn_by == "volume" else ())

@@ -18,7 +18,9 @@ import torch
 from torch import Tensor
 
 from carv3d.kernels.arithmetic import f4
-from carv3d.kernels.jit import PARTS, compiled, inlined, run
+from carv3d.kernels.jit import PARTS, compiled, inlined, problem, run
+
+__all__ = ["encode", "problem"]
 
 # Müller et al. 2022, section 3; the first is 1. Only the low bits of the products are used.
 _PRIME_Y, _PRIME_Z = np.uint64(2_654_435_761), np.uint64(805_459_861)

@@ -55,10 +55,11 @@ def examine() -> list[Trial]:
     gsplat = _Alternative("gsplat", "gsplat", gsplat_backend.problem, lambda: _splat(device, "gsplat"))
     blend = _Alternative("numba splat", "numba", jit.problem, lambda: _splat(device, "numba"))
     fused = _Alternative("fused hash grid", "triton", fused_hash_grid.problem, lambda: _encoding(device, fused=True))
+    encode = _Alternative("numba hash grid", "numba", jit.problem, lambda: _encoding(device, fused=True))
     return [
         *_compared(splat, [gsplat, blend], device),
         *_compared(volume, [nerfacc, numba], device),
-        *_compared(grid, [fused], device),
+        *_compared(grid, [fused, encode], device),
     ]
 
 

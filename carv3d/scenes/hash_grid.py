@@ -1,4 +1,4 @@
-"""A multiresolution hash grid with a small MLP, in plain torch; on CUDA encoded by one kernel where that works."""
+"""A multiresolution hash grid with a small MLP, in plain torch; encoded by one kernel where that works."""
 
 from __future__ import annotations
 
@@ -10,6 +10,7 @@ import torch
 import torch.nn.functional as F
 from torch import Tensor
 
+from carv3d.kernels import hash_grid as numba_kernel
 from carv3d.scenes import fused_hash_grid
 from carv3d.scenes.base import ImageProjection, RadianceField, blob, inside
 from carv3d.scenes.config import HashGridConfig
@@ -101,9 +102,11 @@ class HashGrid(RadianceField):
             fused: by one kernel where that works; False: by torch.
         """
         unit = (points / self.bound * 0.5 + 0.5).clamp(0, 1)
-        if fused and fused_hash_grid.problem(self.table.device) is None:
-            layout = self.cells, self.starts, self.table_mask, self.dense_levels
-            return fused_hash_grid.encode(self.table, unit.float(), *layout)
+        layout = self.cells, self.starts, self.table_mask, self.dense_levels
+        if fused and self.table.dtype == torch.float32:
+            for kernel in (fused_hash_grid, numba_kernel):
+                if kernel.problem(self.table.device) is None:
+                    return kernel.encode(self.table, unit.float(), *layout)
         return torch.cat([self._encode(part) for part in torch.split(unit, _CHUNK)])
 
     def _encode(self, unit: Tensor) -> Tensor:

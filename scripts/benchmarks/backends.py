@@ -1,6 +1,7 @@
-"""What the CUDA backends gain over plain torch, and how far they agree with it.
+"""What compiled kernels gain over plain torch, and how far they agree with it.
 
-The same scene is drawn by torch and by gsplat, nerfacc or the fused hash grid, in turns, forward and backward.
+The same scene is drawn by torch and by a backend, in turns, forward and backward: on CUDA gsplat, nerfacc and the fused
+hash grid, on the CPU numba's kernels of the three kinds of scenes.
 Columns: the largest difference of a colour; of the gradients by the scene's parameters the cosine, and the bias
 (the relative difference along the signs of torch's); and the median times.
 """
@@ -16,6 +17,7 @@ import torch
 from torch import Tensor
 
 from carv3d.cameras import orbit
+from carv3d.kernels import jit
 from carv3d.renderers import Render, Renderer, SplatRenderer, VolumeRenderer, gsplat_backend, nerfacc_backend
 from carv3d.renderers.config import Backend, RendererConfig
 from carv3d.scenes import Gaussians, HashGrid, RadianceField, Scene, VoxelGrid, fused_hash_grid
@@ -46,7 +48,7 @@ class Row:
 
 
 class TorchHashGrid(HashGrid):
-    """A hash grid that torch encodes on CUDA too."""
+    """A hash grid that torch encodes on every device."""
 
     def encode(self, points: Tensor, *, fused: bool = True) -> Tensor:
         return super().encode(points, fused=False)
@@ -54,12 +56,15 @@ class TorchHashGrid(HashGrid):
 
 def measure(bench: Bench) -> Iterator[tuple[str, Table]]:
     """One table, if any backend works on the device."""
-    sizes, rounds = ((64,), 2) if bench.quick else ((64, 256, 512), 20)
+    on_gpu = bench.device.type == "cuda"
+    sizes, rounds = ((64, 256, 512), 20) if on_gpu else ((64, 256), 5)
+    if bench.quick:
+        sizes, rounds = (64,), 2
     table, problems = compare_all(bench.device, sizes, rounds)
     for problem in problems:
         bench.say(f"not compared: {problem}")
     if table.rows:
-        yield "backends", table
+        yield bench.device.type, table
 
 
 def compare_all(device: torch.device, sizes: Sequence[int], rounds: int) -> tuple[Table, list[str]]:
@@ -72,12 +77,19 @@ def compare_all(device: torch.device, sizes: Sequence[int], rounds: int) -> tupl
             fused_hash_grid.problem(device),
             lambda: (hash_grid(TorchHashGrid, device), hash_grid(HashGrid, device)),
         ),
+        ("numba, Gaussians", jit.problem(device), lambda: (splats("torch", device), splats("numba", device))),
+        ("numba, voxel grid", jit.problem(device), lambda: (volume("torch", device), volume("numba", device))),
+        (
+            "numba, hash grid",
+            jit.problem(device),
+            lambda: (hash_grid(TorchHashGrid, device), hash_grid(HashGrid, device)),
+        ),
     ]
     table = Table(COLUMNS)
     for name, problem, pair in candidates:
         if problem is None:
             table.rows += [compare(name, pair(), size, rounds, device).cells() for size in sizes]
-    return table, [problem for _, problem, _ in candidates if problem is not None]
+    return table, list(dict.fromkeys(problem for _, problem, _ in candidates if problem is not None))
 
 
 def compare(name: str, pair: tuple[Subject, Subject], size: int, rounds: int, device: torch.device) -> Row:

@@ -34,7 +34,8 @@ from carv3d.runs.environment import cpu_name, device_name
 FOLDER = Path(__file__).parent
 ROOT = FOLDER.parents[1]
 RESULTS = ROOT / "docs" / "results"
-PAGES = (ROOT / "docs" / "benchmarks.md", ROOT / "docs" / "explanation" / "reliability.md")
+_DOCS = ROOT / "docs"
+PAGES = (_DOCS / "benchmarks.md", _DOCS / "explanation" / "reliability.md", _DOCS / "how-to" / "backends.md")
 PACKAGES = ("torch", "diffusers", "numpy", "nerfacc")
 _MARK = re.compile(r"(<!-- table: (\S+) -->\n).*?(<!-- end table -->)", re.DOTALL)
 
