@@ -9,9 +9,6 @@ ROOT="$(cd "$(dirname "${BASH_SOURCE[0]}")/../.." && pwd -P)"
 VENV="$ROOT/.venv"
 PYTHON="$VENV/bin/python"
 
-# Threads that wait should sleep: on a busy machine spinning ones make torch several times slower.
-export OMP_WAIT_POLICY="${OMP_WAIT_POLICY:-PASSIVE}"
-
 say() { printf '%s\n' "$*" >&2; }
 
 fail() {
