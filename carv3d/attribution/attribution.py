@@ -30,7 +30,7 @@ from carv3d.errors import UserError
 from carv3d.runs import replace_file
 from carv3d.runs.locking import locked
 from carv3d.shapes import parse
-from carv3d.system.progress import progress
+from carv3d.system.progress import progress, shown
 from carv3d.system.threads import set_threads
 from carv3d.teachers import DiffusersTeacher
 
@@ -197,7 +197,7 @@ def _batch(maker: SignatureMaker) -> int:
 
 def _sampled(config: AttributeConfig, teacher: DiffusersTeacher, prompts: Sequence[str], console: Console) -> Pictures:
     section = config.queries
-    with console.status(f"sampling {len(prompts) * section.count} queries"):
+    with shown(console, f"sampling {len(prompts) * section.count} queries"):
         return sample_pictures(
             teacher, prompts, count=section.count, scale=section.scale, steps=section.steps, seed=section.seed
         )

@@ -17,8 +17,9 @@ from rich.markup import escape
 from carv3d.config.paths import user_path
 from carv3d.errors import UserError
 
-# How long torch's idle workers wait actively, before torch is imported. A step has hundreds of short parallel parts: with
-# workers that sleep between them it takes 1.6 times as long, with workers that never do up to 5 times on busy cores.
+# How long torch's idle workers wait actively; read when torch is imported. A step has hundreds of short parallel parts:
+# with workers that sleep between them it takes 1.6 times as long, with workers that never sleep up to 5 times on busy
+# cores.
 if "OMP_WAIT_POLICY" not in os.environ:
     os.environ.setdefault("GOMP_SPINCOUNT", "1000")
 

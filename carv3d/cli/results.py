@@ -11,6 +11,7 @@ import typer
 
 from carv3d.cli.app import AsJson, RunPath, app, console, expanded
 from carv3d.errors import UserError
+from carv3d.system.progress import shown
 
 
 @app.command()
@@ -47,11 +48,11 @@ def render(
         path = output or run.turntable
         sheet = path.with_name("contact_sheet.png" if output is None else f"{path.stem}_contact_sheet.png")
         scene, renderer = trained.scene, trained.renderer
-        made = {
-            sheet.name: lambda: results.write_contact_sheet(scene, renderer, sampler, section.sheet, sheet),
-            path.name: lambda: results.write_turntable(scene, renderer, sampler, section, path),
-        }
-        with disk_errors(path), console.status("rendering"):
+        with disk_errors(path), shown(console, "rendering") as watch:
+            made = {
+                sheet.name: lambda: results.write_contact_sheet(scene, renderer, sampler, section.sheet, sheet),
+                path.name: lambda: results.write_turntable(scene, renderer, sampler, section, path, watch),
+            }
             make_each(made, "give the command again")
     console.print(f"{path}\n{sheet}")
 
@@ -98,7 +99,7 @@ def export(
         validate(config)
         set_threads(config.threads)
         folder = output or run.mesh
-        with disk_errors(folder), console.status("meshing"):
+        with disk_errors(folder), shown(console, "meshing"):
             mesh, files = export_files(load_trained(run).scene, config.mesh, folder)
     report: dict[str, Any] = {"files": [str(f) for f in files]}
     if mesh is not None:
@@ -151,7 +152,7 @@ def evaluate(
 
         with Run.open(run_path) as run:
             set_threads(run.config.threads)
-            with console.status("rendering"):
+            with shown(console, "rendering"):
                 figures = evaluate_run(run, Clip(clip) if clip else None, others)
     if as_json:
         print(json.dumps(figures))

@@ -9,7 +9,6 @@ from typing import Any
 
 import numpy as np
 from rich.console import Console
-from rich.progress import track
 
 from carv3d.comparison.execution import Job, check_runs, execute, jobs_of
 from carv3d.comparison.plan import EQUAL, Method, Plan, knows_truth, make_plan, methods_of
@@ -169,8 +168,10 @@ def _measure(jobs: Sequence[Job], yardstick: Yardstick | None, console: Console)
     """The figures of every run, read from its folder if they are there."""
     found = [kept_quality(job, yardstick) for job in jobs]
     missing = [index for index, quality in enumerate(found) if quality is None]
-    for index in track(missing, "measuring", console=console, disable=not missing):
-        found[index] = measure(jobs[index], yardstick)
+    if missing:
+        with progress(console) as bar:
+            for index in bar.track(missing, description="measuring"):
+                found[index] = measure(jobs[index], yardstick)
     return [quality for quality in found if quality is not None]
 
 
