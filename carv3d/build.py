@@ -21,21 +21,26 @@ from carv3d.teachers import Teacher
 
 
 def device(config: CommonConfig) -> torch.device:
-    """The device that the config asks for.
+    """The device that the config asks for; see `device_named`."""
+    return device_named(config.device)
+
+
+def device_named(name: str) -> torch.device:
+    """The device of a name; "auto" is CUDA where it is there.
 
     Raises:
         UserError: CUDA asked for and absent, or no such device.
     """
-    if config.device == "auto":
+    if name == "auto":
         return torch.device("cuda" if torch.cuda.is_available() else "cpu")
     try:
-        found = torch.device(config.device)
+        found = torch.device(name)
     except RuntimeError:
-        raise UserError(f"device={config.device!r} is not a device: use auto, cpu, cuda or cuda:N") from None
+        raise UserError(f"device={name!r} is not a device: use auto, cpu, cuda or cuda:N") from None
     if found.type == "cuda" and not torch.cuda.is_available():
         raise UserError("device=cuda, but torch sees no CUDA device here: use device=cpu, or see `carv3d doctor`")
     if found.type == "cuda" and (found.index or 0) >= torch.cuda.device_count():
-        raise UserError(f"device={config.device}, but there are only {torch.cuda.device_count()} CUDA devices")
+        raise UserError(f"device={name}, but there are only {torch.cuda.device_count()} CUDA devices")
     return found
 
 

@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import json
+from collections.abc import Callable
 from pathlib import Path
 from types import SimpleNamespace
 from typing import Any
@@ -21,8 +22,9 @@ from carv3d.sampling import sds_weight
 from carv3d.teachers import DiffusersTeacher
 from carv3d.teachers.config import DiffusersTeacherConfig
 from carv3d.teachers.ddim import ddim_sample
+from carv3d.teachers.families import Loader, family_of
 from tests.estimates import sds
-from tests.pipelines import MAKERS, make_pipeline, make_sd3
+from tests.pipelines import MAKERS, make_pipeline, make_sd3, make_sdxl
 from tests.test_cli import carv3d
 
 CAMERAS = Cameras.look_at_origin(torch.tensor([0.0, 90.0, 180.0, 50.0]), torch.tensor([0.0, 0.0, 0.0, 75.0]))
@@ -303,3 +305,26 @@ def test_from_config_to_mesh_and_on(
     assert [row["step"] for row in rows] == [1, 2, 3, 4] and all(row["gradient_norm"] > 0 for row in rows)
     code, _, err = carv3d("generate", "--resume", str(run), "training.steps=6", capsys=capsys)
     assert code == 0 and len((run / "metrics.jsonl").read_text().splitlines()) == 6, err
+
+
+@pytest.mark.parametrize(
+    ("make", "said", "expected"),
+    [
+        (make_sdxl, None, torch.float32),
+        (make_sdxl, False, torch.float16),  # as the config of a VAE that was made for float16
+        (make_pipeline, True, torch.float16),  # this family's own pipeline does not read it
+    ],
+)
+def test_a_vae_that_overflows_in_float16_is_computed_in_float32(
+    make: Callable[[Path], Path], said: bool | None, expected: torch.dtype, tmp_path: Path
+) -> None:
+    """SDXL's gives pictures of not-a-numbers in float16; its denoiser keeps the number format that was asked for."""
+    make(tmp_path)
+    path = tmp_path / "vae" / "config.json"
+    config = json.loads(path.read_text())
+    config.pop("force_upcast")
+    path.write_text(json.dumps(config if said is None else config | {"force_upcast": said}))
+    loader = Loader(tmp_path, torch.float16, torch.device("cpu"))
+    family: Any = family_of(tmp_path)(loader, camera="none", posterior="mode")
+    assert family.vae.dtype == next(family.vae.parameters()).dtype == expected
+    assert family.network.dtype == torch.float16

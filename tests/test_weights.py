@@ -13,11 +13,14 @@ import pytest
 import torch
 from diffusers import StableDiffusionPipeline
 from huggingface_hub.errors import LocalEntryNotFoundError, RepositoryNotFoundError
+from transformers import CLIPTextModelWithProjection, T5EncoderModel
 
+from carv3d import build
 from carv3d.cameras import CameraSampler
 from carv3d.cameras.config import CameraConfig
 from carv3d.config import find_config, load
 from carv3d.errors import UserError
+from carv3d.generation.requirements import scene_memory
 from carv3d.teachers import DiffusersTeacher
 from carv3d.teachers.config import DiffusersTeacherConfig
 from carv3d.teachers.memory import bytes_of, peak_of
@@ -218,3 +221,52 @@ def test_peak_memory_of_known_tensors() -> None:
         assert peak_of(chain) == 2 * 4000
         assert peak_of(lambda x=x: [x + 1 for _ in range(5)]) == 5 * 4000  # type: ignore[misc]
         assert peak_of(lambda x=x: x.view(10, 100)) == 0  # type: ignore[misc]
+
+
+def test_a_run_that_will_not_fit_is_said_before_it_starts(
+    folder: Path, tmp_path: Path, monkeypatch: pytest.MonkeyPatch, capsys: pytest.CaptureFixture[str]
+) -> None:
+    """A warning, since the figure is an estimate; here of a machine that has 1 MB left."""
+    free = SimpleNamespace(available=2**20)
+    monkeypatch.setattr("carv3d.system.doctor.psutil.virtual_memory", lambda: free)
+
+    def no_weights(*_: object) -> None:
+        raise UserError("loading")
+
+    monkeypatch.setattr("carv3d.build.teacher", no_weights)
+    words = ["sd21-base", "a cup", f"teacher.path={folder}", "device=cpu", "cameras.height=16", "cameras.width=16"]
+    words += ["renderer.samples=8", "scene.log2_table=10", "scene.levels=3"]
+    code, _, err = carv3d("generate", *words, "--output", str(tmp_path / "run"), capsys=capsys)
+    text = " ".join(err.split())
+    assert code == 2 and text.index("will probably not fit into memory: ") < text.index("error: loading")
+    assert "renders) " not in text and " renders + " in text and "GiB free of memory: lower guidance.chunk" in text
+
+
+def test_memory_has_the_scene_and_the_largest_text_encoder(tmp_path: Path) -> None:
+    """Text encoders are there before the first step, one at a time; normals and pixels make the scene's part."""
+    folder = MAKERS["sd3"](tmp_path)
+    encoders = [T5EncoderModel, CLIPTextModelWithProjection]
+    sizes = [
+        bytes_of(kind.from_pretrained(folder, subfolder=part))
+        for kind, part in zip(encoders, ("text_encoder_3", "text_encoder"), strict=True)
+    ]
+    found = memory_of(folder, load(find_config("shapes"), ["prompt=a"]), torch.device("cpu"))
+    assert found.text >= max(sizes) and found.peak >= found.weights + found.text
+    base = ["scene.type=hash_grid", "scene.log2_table=8", "renderer.samples=16", "prompt=a"]
+    plain, larger, normals = (
+        scene_memory(load(find_config("shapes"), [*base, *more]), torch.device("cpu"))
+        for more in ([], ["cameras.height=128"], ["regularisers.orientation=1"])
+    )
+    assert larger.render == pytest.approx(2 * plain.render, rel=0.1)
+    assert normals.render > 2 * plain.render and normals.kept == plain.kept
+
+
+def test_the_scenes_memory_is_what_a_render_takes() -> None:
+    """Extrapolated from small pictures, against the peak at the whole size."""
+    config = load(find_config("shapes"), ["renderer.backend=torch", "prompt=a"])
+    rng = torch.Generator().manual_seed(0)
+    scene, renderer = build.scene(config, rng), build.renderer(config, torch.device("cpu"))
+    renderer.update_occupancy(scene, 0, rng)
+    cameras = build.camera_sampler(config).around(1, 15.0, config.cameras.height)
+    true = peak_of(lambda: renderer(scene, cameras, rng).rgb.sum().backward()) - 4 * scene.grid.numel()
+    assert scene_memory(config, torch.device("cpu")).render == pytest.approx(true, rel=0.25)

@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import json
+import logging
 import shlex
 import sys
 from pathlib import Path
@@ -72,11 +73,24 @@ def generate(
         config.device, config.threads = str(device), config.threads or cores()
         if getattr(config.teacher, "builtin_world", False) and not config.force:
             parse(config.prompt)
+        _say_memory(config)
         # Before the folder is made, so that a mistake leaves nothing.
         teacher = build.teacher(config, device)
         build.check(config, teacher, torch.Generator(device))
         with Run.create(config, source.stem, shlex.join(sys.argv), folder=output, device=device) as run:
             _finish(run, resume=False, teacher=teacher, changed=None, as_json=as_json)
+
+
+def _say_memory(config: Config) -> None:
+    """Warn before the weights are loaded if the run will probably not fit; the estimate is not exact."""
+    teacher = config.teacher
+    if not getattr(teacher, "loads_pipeline", False) or getattr(teacher, "builtin_world", False):
+        return
+    from carv3d.system.doctor import needs
+
+    for finding in needs(config):
+        if finding.what == "memory" and not finding.ok:
+            logging.getLogger("carv3d").warning("this run will probably not fit into memory: %s", finding.found)
 
 
 def _finish(run: Run, *, resume: bool, teacher: Teacher | None, changed: Config | None, as_json: bool) -> None:

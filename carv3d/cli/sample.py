@@ -25,6 +25,7 @@ def sample(
     ] = "20/15",
     seed: Annotated[int, typer.Option(min=0, max=2**63 - 1, help="Of the noise.")] = 0,
     output: Annotated[Path, typer.Option(callback=expanded, help="A PNG file.")] = Path("samples.png"),
+    device: Annotated[str, typer.Option(help="auto, cpu, cuda or cuda:N.")] = "auto",
     as_json: AsJson = False,
 ) -> None:
     """Make pictures with a distilled generator: one call of its network, a prompt a row.
@@ -39,11 +40,12 @@ def sample(
         raise UserError(f"--output {output}: there is no folder {output.parent}; make it first")
     import torch
 
+    from carv3d import build
     from carv3d.cameras import Cameras
     from carv3d.distillation import OneStep
     from carv3d.images import sheet, write_png
 
-    generator = OneStep(run_path)
+    generator = OneStep(run_path, build.device_named(device))
     if len(angles) > 1 and not generator.card.camera:
         raise UserError("this generator is told no camera: leave --cameras out")
     azimuths, elevations = ([angle[n] for _ in prompts for angle in angles for _ in range(count)] for n in (0, 1))

@@ -131,10 +131,10 @@ class OneStep:
                 parse(prompt)
         known = list(dict.fromkeys(prompts))
         condition = Conditions(self.teacher, known, self.card.negative)(
-            torch.tensor([known.index(prompt) for prompt in prompts]), cameras
+            torch.tensor([known.index(prompt) for prompt in prompts]), cameras.to(self.teacher.device)
         )
         noise = torch.randn((len(prompts), *self.teacher.latent_shape), generator=rng, device=rng.device)
-        return self._network.one_step(noise, self.card.timestep, condition)
+        return self._network.one_step(noise.to(self.teacher.device), self.card.timestep, condition)
 
     def pictures(self, prompts: Sequence[str], cameras: Cameras, rng: torch.Generator) -> Tensor:
         """(N, 3, H, W) in [0, 1]: `latents`, decoded."""

@@ -116,11 +116,11 @@ class _Encode(torch.autograd.Function):
         points, count = unit.detach().contiguous().numpy(), len(unit)
         layout = cells.numpy(), starts.numpy(), np.uint64(mask), dense
         values = table.detach().contiguous().numpy()
-        out = np.empty((count, len(cells), table.shape[1]), np.float32)
+        out = torch.empty(count, len(cells), table.shape[1])
         ends = [count * part // PARTS for part in range(PARTS + 1)]
-        run(_forward, [(*two, points, values, *layout, out) for two in pairwise(ends)])
+        run(_forward, [(*two, points, values, *layout, out.numpy()) for two in pairwise(ends)])
         ctx.points, ctx.layout, ctx.shape = points, layout, table.shape
-        return torch.from_numpy(out).view(count, -1)
+        return out.view(count, -1)
 
     @staticmethod
     def backward(ctx: Any, *grads: Tensor) -> tuple[Tensor | None, ...]:

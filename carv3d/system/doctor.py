@@ -57,11 +57,11 @@ def examine(config: Config | None = None) -> list[Finding]:
     findings.append(_video())
     findings.append(_disk(output_dir))
     if config is not None:
-        findings += _needs(config)
+        findings += needs(config)
     return findings
 
 
-def _needs(config: Config) -> list[Finding]:
+def needs(config: Config) -> list[Finding]:
     """Device, weights and memory of a config's run, without loading or downloading weights."""
     try:
         device = build.device(config)
@@ -86,13 +86,13 @@ def _needs(config: Config) -> list[Finding]:
         free, fits = _room(weights.folder.parent, weights.size)
         what = f"{weights.size / 1e9:.2f} GB in {weights.file}; its first use makes a pipeline folder of it in"
         found.append(Finding("weights", fits, f"{what} {weights.folder.parent}, which has {free / 1e9:.1f} GB free"))
-        return [*found, Finding("teacher's memory", True, "told once the file has been used")]
+        return [*found, Finding("memory", True, "told once the file has been used")]
     if isinstance(weights, Remote):
         found.append(_remote(weights))
         try:
             folder = configs_of(weights)
         except UserError as error:
-            return [*found, Finding("teacher's memory", False, str(error))]
+            return [*found, Finding("memory", False, str(error))]
     else:
         folder, licence = weights.folder, licence_of(weights.folder) or "not stated"
         found.append(Finding("weights", True, f"{weights.size / 1e9:.2f} GB in {folder}; licence: {licence}"))
@@ -119,26 +119,31 @@ def _room(folder: Path, size: int) -> tuple[int, bool]:
 
 
 def _memory(folder: Path, config: Config, device: torch.device) -> Finding:
+    from carv3d.generation.requirements import scene_memory
     from carv3d.teachers.requirements import memory_of
 
     try:
-        memory = memory_of(folder, config, device)
+        memory, scene = memory_of(folder, config, device), scene_memory(config, device)
     except (UserError, OSError, ValueError, KeyError) as error:
-        return Finding("teacher's memory", False, f"cannot be told: {error}")
+        return Finding("memory", False, f"cannot be told: {error}")
     if device.type == "cuda":
         free, where = torch.cuda.mem_get_info(device)[0], "on the GPU"
     else:
         free, where = psutil.virtual_memory().available, "of memory"
-    parts = " + ".join(
-        f"{size / 2**30:.2f} {name}"
-        for name, size in (("weights", memory.weights), ("encoding", memory.encode), ("denoising", memory.denoise))
-    )
-    guidance = config.guidance
-    what = (
-        f"{memory.peak / 2**30:.2f} GiB at R = {guidance.renders}, K = {guidance.resamples} ({parts}); the scene comes"
-    )
-    hint = "" if free > memory.peak else ": lower guidance.chunk or guidance.renders, or use teacher.dtype=float16"
-    return Finding("teacher's memory", free > memory.peak, f"{what} on top; {free / 2**30:.1f} GiB free {where}{hint}")
+    step = memory.weights + scene.kept + scene.render + memory.encode + memory.denoise
+    before = memory.weights + scene.kept + memory.text
+    sizes = {"weights": memory.weights, "scene": scene.kept, "renders": scene.render, "encoding": memory.encode}
+    parts = " + ".join(f"{size / 2**30:.2f} {name}" for name, size in (sizes | {"denoising": memory.denoise}).items())
+    guidance, fits = config.guidance, free > max(step, before)
+    what = f"{step / 2**30:.2f} GiB at R = {guidance.renders}, K = {guidance.resamples} ({parts})"
+    if before > step:
+        what += f"; {before / 2**30:.2f} while the largest text encoder is there, before the first step"
+    hint = ""
+    if not fits and before < free:
+        hint = ": lower guidance.chunk, guidance.renders, renderer.samples or the cameras' size, or use float16"
+    elif not fits:
+        hint = ": use teacher.dtype=float16, or a teacher with a smaller text encoder"
+    return Finding("memory", fits, f"{what}; {free / 2**30:.1f} GiB free {where}{hint}")
 
 
 def _arithmetic() -> str:

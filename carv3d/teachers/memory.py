@@ -74,13 +74,15 @@ class TeacherMemory:
         weights: of the denoiser and the encoder of pictures; text encoders are released before the first step.
         encode: of encoding R pictures with what the backward pass keeps.
         denoise: of one call of the denoiser with all its rows.
+        text: of the largest text encoder, which is on the device, one at a time, before the first step.
     """
 
     weights: int
     encode: int
     denoise: int
+    text: int = 0
 
     @property
     def peak(self) -> int:
-        """The graph of the encoder is alive while the denoiser runs."""
-        return self.weights + self.encode + self.denoise
+        """The graph of the encoder is alive while the denoiser runs; text encoders are released before."""
+        return self.weights + max(self.encode + self.denoise, self.text)

@@ -53,7 +53,18 @@ def memory_of(folder: Path, config: Config, device: torch.device) -> TeacherMemo
 
     vae = getattr(family, "vae", None)
     weights = bytes_of(family.network) + (bytes_of(vae) if vae is not None else 0)
-    return TeacherMemory(weights, peak_of(encode), peak_of(denoise))
+    text = max((_text_bytes(part, dtype) for part in folder.glob("text_encoder*")), default=0)
+    return TeacherMemory(weights, peak_of(encode), peak_of(denoise), text)
+
+
+def _text_bytes(folder: Path, dtype: torch.dtype) -> int:
+    """Of a text encoder of transformers, by its config."""
+    import transformers
+
+    config = transformers.AutoConfig.from_pretrained(folder)
+    with torch.device("meta"):
+        network = getattr(transformers, config.architectures[0])(config)
+    return bytes_of(network.to(dtype))
 
 
 class _Hollow(Loader):

@@ -208,9 +208,16 @@ class Family(ABC):
 
 
 class LatentFamily(Family):
-    """A family with a VAE."""
+    """A family with a VAE.
+
+    Attributes:
+        vae: frozen.
+        overflows: whether the VAE leaves the range of float16. Then it is computed in float32, unless its config says
+            `force_upcast: false`, as that of a VAE that was made for float16.
+    """
 
     vae: Any
+    overflows: bool = False
 
     def __init__(self, *args: Any, **options: Any) -> None:
         """See `Family`."""
@@ -218,6 +225,9 @@ class LatentFamily(Family):
 
         super().__init__(*args, **options)
         self.vae = self.loader.network(AutoencoderKL, "vae")
+        if self.overflows and self.vae.dtype == torch.float16 and self.vae.config.get("force_upcast", True):
+            self.vae.to(torch.float32)
+            log.info("the VAE is computed in float32: this one overflows in float16")
         self.reduction = self.multiple = 2 ** (len(self.vae.config.block_out_channels) - 1)
         self.image_size *= self.reduction
         made, taken = self.vae.config.latent_channels, self.config.in_channels

@@ -15,6 +15,7 @@ class StableDiffusionXL(LatentFamily):
 
     denoiser = ("UNet2DConditionModel", "unet")
     parts = ("vae", "unet", "text_encoder", "text_encoder_2", "tokenizer", "tokenizer_2", "scheduler")
+    overflows = True  # diffusers issues 7188, 9844
 
     def embed(self, texts: Sequence[str]) -> PromptEmbeddings:
         """The hidden states before the last, and the pooled state. If the pipeline says so, an empty text has zeros."""
