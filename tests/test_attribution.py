@@ -29,6 +29,7 @@ from carv3d.attribution.pictures import InMemory, unknown_camera
 from carv3d.attribution.signatures import SignatureMaker, Signatures
 from carv3d.errors import UserError
 from carv3d.shapes import COLOURS, colourise, palette, shade_maps, training_views
+from carv3d.system.threads import each_on_a_core
 from carv3d.teachers import DiffusersTeacher
 from carv3d.teachers.config import DiffusersTeacherConfig
 from tests.pipelines import MAKERS, make_pipeline
@@ -60,13 +61,48 @@ def test_row_gradients_are_those_of_the_rows_alone(pattern: str) -> None:
     rows = RowGradients(net, pattern)
     found = dict(rows(net(x).square()))
     assert list(found) == [name for name in "abcd" if not pattern or name in pattern]
+    rows.close()
+    assert not any(p.requires_grad for p in net.parameters())
+    net.requires_grad_(True)
     for n in range(5):
         loss = net(x[n : n + 1]).square().sum()
         for name, layer in rows.layers.items():
             alone = torch.cat([g.flatten() for g in torch.autograd.grad(loss, layer.parameters(), retain_graph=True)])
             torch.testing.assert_close(found[name][n], alone, rtol=1e-4, atol=1e-6)
-    rows.close()
-    assert not any(p.requires_grad for p in net.parameters())
+
+
+def test_signatures_do_not_depend_on_the_number_of_threads() -> None:
+    """Batches are computed side by side, each by one thread, and come in order."""
+    net, batches = Small(), torch.randn(7, 5, 2, 8, 8, generator=torch.Generator().manual_seed(0))
+    rows, before, found = RowGradients(net, ""), torch.get_num_threads(), []
+
+    def gradients(batch: Tensor) -> Tensor:
+        return torch.cat([found for _, found in rows(net(batch).square())], 1)
+
+    try:
+        for threads in (1, 2, 3):
+            torch.set_num_threads(threads)
+            found.append(torch.stack(list(each_on_a_core(gradients, batches))))
+            assert torch.get_num_threads() == threads
+    finally:
+        torch.set_num_threads(before)
+    assert torch.equal(found[0], found[1]) and torch.equal(found[0], found[2])
+    torch.testing.assert_close(found[0][3], gradients(batches[3]))
+
+
+def test_a_part_that_fails_ends_the_work() -> None:
+    """The error of the first part that failed is raised, and parts that have not begun are not computed."""
+    begun: list[int] = []
+
+    def fail(part: int) -> int:
+        begun.append(part)
+        if part == 1:
+            raise UserError("part 1")
+        return part
+
+    with pytest.raises(UserError, match="part 1"):
+        list(each_on_a_core(fail, range(1000)))
+    assert len(begun) < 10
 
 
 @pytest.mark.parametrize("family", list(MAKERS))

@@ -6,6 +6,7 @@ import hashlib
 import io
 from collections.abc import Sequence
 from dataclasses import asdict, dataclass
+from functools import partial
 from pathlib import Path
 from typing import Any
 
@@ -31,7 +32,7 @@ from carv3d.runs import replace_file
 from carv3d.runs.locking import locked
 from carv3d.shapes import parse
 from carv3d.system.progress import progress, shown
-from carv3d.system.threads import set_threads
+from carv3d.system.threads import each_on_a_core, set_threads
 from carv3d.teachers import DiffusersTeacher
 
 _TEACHER_KEYS = ("dtype", "posterior", "camera", "image_size")
@@ -165,14 +166,15 @@ def signature_maker(config: AttributeConfig, teacher: DiffusersTeacher, gradient
 
 def fill(cache: Cache, maker: SignatureMaker, items: Pictures, console: Console) -> None:
     """Compute the missing signatures, batch by batch. Interrupted at any moment, the next call continues."""
-    total = len(items.names)
+    total, size = len(items.names), _batch(maker)
     if cache.complete:
         return
     with progress(console) as bar:
         task = bar.add_task("gradients", total=total, completed=cache.done)
-        while not cache.complete:
-            rows = range(cache.done, min(cache.done + _batch(maker), total))
-            cache.append(maker(items, rows))
+        batches = (range(first, min(first + size, total)) for first in range(cache.done, total, size))
+        find = partial(maker, items)
+        for found in each_on_a_core(find, batches) if maker.teacher.device.type == "cpu" else map(find, batches):
+            cache.append(found)
             bar.update(task, completed=cache.done)
 
 

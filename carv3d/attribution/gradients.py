@@ -11,7 +11,8 @@ their times.
 from __future__ import annotations
 
 import re
-from collections.abc import Iterator
+import threading
+from collections.abc import Callable, Iterator
 
 import torch
 import torch.nn.functional as F
@@ -21,8 +22,15 @@ from torch.utils.hooks import RemovableHandle
 from carv3d.errors import UserError
 
 
+class _Seen(threading.local):
+    """Name, input and output of the chosen layers in a thread's last forward pass."""
+
+    def __init__(self) -> None:
+        self.calls: list[tuple[str, Tensor, Tensor]] = []
+
+
 class RowGradients:
-    """Computes per-row gradients of chosen layers from the losses of a batch's rows.
+    """Computes per-row gradients of chosen layers from the losses of a batch's rows. Several threads may use it.
 
     Attributes:
         layers: the chosen `nn.Linear` and `nn.Conv2d` by name, in the network's order.
@@ -30,7 +38,7 @@ class RowGradients:
     """
 
     def __init__(self, network: nn.Module, pattern: str) -> None:
-        """Choose layers. Their parameters require gradients; all others do not.
+        """Choose layers. The network is frozen.
 
         Args:
             network: rows of a batch must not affect each other (no batch normalisation).
@@ -52,18 +60,15 @@ class RowGradients:
             )
         self.sizes = {name: sum(p.numel() for p in layer.parameters()) for name, layer in self.layers.items()}
         network.requires_grad_(False)
-        self._seen: dict[str, list[tuple[Tensor, Tensor]]] = {}
-        self._handles: list[RemovableHandle] = []
+        self._now = _Seen()
+        self._handles: list[RemovableHandle] = [network.register_forward_pre_hook(self._begin)]
         for name, layer in self.layers.items():
-            layer.requires_grad_(True)
             self._handles.append(layer.register_forward_hook(self._watch(name)))
 
     def close(self) -> None:
-        """Remove the hooks; the network is frozen again."""
+        """Remove the hooks."""
         for handle in self._handles:
             handle.remove()
-        for layer in self.layers.values():
-            layer.requires_grad_(False)
 
     def __call__(self, losses: Tensor) -> Iterator[tuple[str, Tensor]]:
         """The gradients of the rows' losses, layer by layer, so that only one layer's gradients are in memory.
@@ -78,11 +83,14 @@ class RowGradients:
             UserError: a layer did not see N rows.
         """
         rows = len(losses)
-        anchors = [next(layer.parameters()) for layer in self.layers.values()]
-        self._seen.clear()  # of another backward pass
-        # Only what the hooks collect is needed, not the summed gradients.
-        torch.autograd.grad(losses.sum(), anchors, allow_unused=True)
-        seen, self._seen = self._seen, {}
+        calls, self._now.calls = self._now.calls, []
+        # By the outputs: the summed gradients of the weights are not needed.
+        found = torch.autograd.grad(losses.sum(), [output for *_, output in calls], allow_unused=True)
+        seen: dict[str, list[tuple[Tensor, Tensor]]] = {}
+        for (name, a, _), g in zip(calls, found, strict=True):
+            if g is not None:
+                seen.setdefault(name, []).append((a, g))
+        del calls, found
         for name, layer in self.layers.items():
             total = losses.new_zeros(rows, self.sizes[name], dtype=torch.float32)
             for a, g in seen.pop(name, []):
@@ -91,11 +99,17 @@ class RowGradients:
                 total += _row_gradients(layer, a, g)
             yield name, total
 
-    def _watch(self, name: str):  # type: ignore[no-untyped-def]
-        def after(_: nn.Module, inputs: tuple[Tensor, ...], output: Tensor) -> None:
-            if output.requires_grad:
-                a = inputs[0].detach()
-                output.register_hook(lambda g: self._seen.setdefault(name, []).append((a, g.detach())))
+    def _begin(self, *_: object) -> None:
+        self._now.calls = []
+
+    def _watch(self, name: str) -> Callable[[nn.Module, tuple[Tensor, ...], Tensor], Tensor | None]:
+        def after(_: nn.Module, inputs: tuple[Tensor, ...], output: Tensor) -> Tensor | None:
+            if not torch.is_grad_enabled():
+                return None
+            first = not output.requires_grad  # the graph begins here
+            output.requires_grad_()
+            self._now.calls.append((name, inputs[0].detach(), output))
+            return output.clone() if first else None  # a leaf may not be changed in place
 
         return after
 

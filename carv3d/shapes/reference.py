@@ -56,6 +56,8 @@ def shade_maps(shape: str, cameras: Cameras, supersample: int = 2) -> Tensor:
     near, far = -along[index] - half, -along[index] + half
     hits, depths = [], []
     for _ in range(_STEPS):
+        if not len(index):
+            break
         step = distances(o[:, index] + near * d[:, index]).amin(0)
         hit = step < _SURFACE
         hits.append(index[hit])

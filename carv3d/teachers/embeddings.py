@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import hashlib
 import logging
+import threading
 from collections.abc import Callable, Sequence
 from pathlib import Path
 
@@ -37,11 +38,19 @@ class EmbeddingCache:
             folder: see above.
         """
         self._embed, self._key, self._device, self.folder = embed, key, device, folder
+        self._one = threading.Lock()
         self._known: dict[str, PromptEmbeddings] = {}
         self._last: tuple[tuple[str, ...], PromptEmbeddings] = ((), {})
 
     def __call__(self, texts: Sequence[str]) -> PromptEmbeddings:
-        """Embeddings (V, ...) of V texts; unknown texts are encoded together. The result must not be changed."""
+        """Embeddings (V, ...) of V texts; unknown texts are encoded together. The result must not be changed.
+
+        Several threads may ask.
+        """
+        with self._one:
+            return self._found(texts)
+
+    def _found(self, texts: Sequence[str]) -> PromptEmbeddings:
         if self._last[0] == tuple(texts):  # of the last call
             return self._last[1]
         for text in texts:
