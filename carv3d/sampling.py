@@ -19,6 +19,7 @@ from torch import Tensor
 from carv3d import registry
 from carv3d.config.keys import Strata, Weighting
 from carv3d.errors import UserError
+from carv3d.system.transfer import sent
 
 Normals = Callable[[int], Tensor]  # n -> independent normal numbers (R, n, *shape)
 Coupling = Callable[[Normals, int], Tensor]  # normals, K -> eps (R, K, *shape), each marginally N(0, I)
@@ -113,7 +114,7 @@ class Proposal:
 
     def to(self, device: torch.device | str) -> Proposal:
         """The same proposal on another device."""
-        return Proposal(self.q.to(device), self.ratio.to(device), self.cdf.to(device), self.last)
+        return Proposal(sent(self.q, device), sent(self.ratio, device), sent(self.cdf, device), self.last)
 
 
 def proposal(p: Tensor, w: Tensor, kind: str) -> Proposal:

@@ -23,6 +23,7 @@ from carv3d.teachers.weights import BUILTIN
 from tests.pipelines import make_pipeline
 
 QUICK = [
+    "shapes",
     "teacher.type=exact",
     "teacher.views=40",
     "teacher.neighbours=8",

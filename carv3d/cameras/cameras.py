@@ -12,6 +12,8 @@ from dataclasses import dataclass, replace
 import torch
 from torch import Tensor
 
+from carv3d.system.transfer import sent
+
 
 @dataclass(frozen=True)
 class Cameras:
@@ -97,11 +99,11 @@ class Cameras:
     def to(self, device: torch.device | str) -> Cameras:
         """The same cameras on another device."""
         return Cameras(
-            self.c2w.to(device),
-            self.intrinsics.to(device),
-            self.azimuth.to(device),
-            self.elevation.to(device),
-            self.distance.to(device),
+            sent(self.c2w, device),
+            sent(self.intrinsics, device),
+            sent(self.azimuth, device),
+            sent(self.elevation, device),
+            sent(self.distance, device),
             self.height,
             self.width,
         )

@@ -45,7 +45,7 @@ class Warnings(logging.Handler):
         console.print(f"[yellow]warning:[/] {escape(record.getMessage())}", highlight=False, soft_wrap=True)
 
 
-DEFAULT_CONFIG = "shapes"
+DEFAULT_CONFIG = "gaussians"
 RunPath = Annotated[Path, typer.Argument(metavar="RUN", help="A folder that `carv3d generate` made.")]
 AsJson = Annotated[bool, typer.Option("--json", help="Print one JSON object.")]
 Arguments = Annotated[list[str] | None, typer.Argument(metavar="[PROMPT] [CONFIG] [KEY=VALUE]...", show_default=False)]

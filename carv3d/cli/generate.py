@@ -34,7 +34,7 @@ def generate(
 
     Example: `carv3d generate "a red mushroom"`,
     `carv3d generate configs/shapes.yaml prompt="a blue chair" guidance.resamples=8`,
-    `carv3d generate --resume outputs/shapes/a-red-mushroom-1`
+    `carv3d generate --resume outputs/gaussians/a-red-mushroom-1`
     """
     from carv3d.config import find_config, load, validate
     from carv3d.generation.config import require_prompt

@@ -39,7 +39,7 @@ def measure(
 
     At a checkpoint of a run, or at a config's initial scene. Leaves `report.html` and `measurement.json`.
 
-    Example: `carv3d measure outputs/shapes/a-red-mushroom-1`,
+    Example: `carv3d measure outputs/gaussians/a-red-mushroom-1`,
     `carv3d measure "a blue chair" --budget 120 --cost-ratio 4`
     """
     from rich.progress import TextColumn

@@ -26,7 +26,7 @@ def render(
 ) -> None:
     """Make the turntable and the contact sheet of a run again.
 
-    Example: `carv3d render outputs/shapes/a-red-mushroom-1 --frames 120 --size 512`
+    Example: `carv3d render outputs/gaussians/a-red-mushroom-1 --frames 120 --size 512`
     """
     from carv3d import build
     from carv3d.generation import results
@@ -77,7 +77,7 @@ def export(
 ) -> None:
     """Write a run's object as a mesh; Gaussians also as a .ply for splat viewers.
 
-    Example: `carv3d export outputs/shapes/a-red-mushroom-1 --format glb,obj --resolution 192`
+    Example: `carv3d export outputs/gaussians/a-red-mushroom-1 --format glb,obj --resolution 192`
     """
     from carv3d.config import load, validate
     from carv3d.generation.generation import load_trained
@@ -131,7 +131,7 @@ def evaluate(
 
     RUN may also be a threestudio run, or its `save` folder: its test pictures are judged by CLIP.
 
-    Example: `carv3d evaluate outputs/shapes/a-red-mushroom-1 --json`,
+    Example: `carv3d evaluate outputs/gaussians/a-red-mushroom-1 --json`,
     `carv3d evaluate RUN --clip openai/clip-vit-base-patch32`
     """
     if prompts and not clip:

@@ -89,9 +89,9 @@ class Renderer(torch.nn.Module, Generic[SceneKind]):
     def update_occupancy(self, scene: SceneKind, step: int, generator: torch.Generator) -> None:
         """Called before each step, for renderers that have an occupancy."""
 
-    def backdrop(self, count: int, noise: torch.Generator | None) -> Tensor:
-        """Background colours, (count, 3), on any device; `noise` draws random colours; None for pictures outside of
-        training.
+    def backdrop(self, count: int, noise: torch.Generator | None, device: torch.device | str = "cpu") -> Tensor:
+        """Background colours, (count, 3); `noise` draws random colours, on its device; None for pictures outside of
+        training. White is made on `device`.
         """
         if self.background == "learned":
             return self.background_logit.sigmoid().expand(count, 3)
@@ -99,4 +99,4 @@ class Renderer(torch.nn.Module, Generic[SceneKind]):
             return self.background_rgb.expand(count, 3)
         if self.background == "random" and noise is not None:
             return torch.rand(count, 3, generator=noise, device=noise.device)
-        return torch.ones(count, 3)
+        return torch.ones(count, 3, device=device)

@@ -10,6 +10,7 @@ from torch import Tensor
 from carv3d.cameras import Cameras
 from carv3d.renderers.splatting import ALPHA_LEAST
 from carv3d.scenes import Gaussians
+from carv3d.system.transfer import constant
 
 NEAR = 0.01
 """Depth before which nothing is drawn, world units."""
@@ -46,8 +47,7 @@ class Projected:
 
 def views(cameras: Cameras) -> Tensor:
     """(R, 4, 4) world to camera; x right, y down, z forward, the convention of splatting."""
-    flip = cameras.c2w.new_tensor([1.0, -1.0, -1.0])
-    rotation = (cameras.c2w[:, :3, :3] * flip).mT
+    rotation = (cameras.c2w[:, :3, :3] * constant(cameras.c2w, 1.0, -1.0, -1.0)).mT
     view = torch.zeros_like(cameras.c2w)
     view[:, :3, :3], view[:, 3, 3] = rotation, 1
     view[:, :3, 3] = -(rotation @ cameras.c2w[:, :3, 3:])[..., 0]
@@ -61,12 +61,12 @@ def project(scene: Gaussians, cameras: Cameras) -> Projected:
     local = scene.positions @ rotation.mT + view[:, None, :3, 3]  # (R, N, 3)
     depth = local[..., 2]
     z = depth.clamp_min(NEAR)
-    focal = cameras.intrinsics[:, None, [0, 1], [0, 1]]
+    focal = cameras.intrinsics.diagonal(dim1=-2, dim2=-1)[:, None, :2]
     middle = cameras.intrinsics[:, None, :2, 2]
     slope = local[..., :2] / z[..., None]
     centres = slope * focal + middle
 
-    size = middle.new_tensor([cameras.width, cameras.height])
+    size = constant(middle, cameras.width, cameras.height)
     low, high = (-_MARGIN * size - middle) / focal, ((1 + _MARGIN) * size - middle) / focal
     bent = torch.minimum(torch.maximum(slope, low), high)
     # J R S R^T J^T with J the derivative of the projection: two rows of J R, each fx (R_x - slope_x R_z) / z.

@@ -17,6 +17,7 @@ from carv3d.renderers.config import RendererConfig
 from carv3d.renderers.projection import Projected, project, views
 from carv3d.renderers.splatting import ALPHA_LEAST, ALPHA_MOST, Boxes, composite
 from carv3d.scenes import Gaussians, ImageProjection
+from carv3d.system.transfer import constant
 
 
 class SplatRenderer(Renderer[Gaussians]):
@@ -65,7 +66,7 @@ class SplatRenderer(Renderer[Gaussians]):
         if projection.centres.requires_grad:
             projection.centres.retain_grad()
         rgb, depth, opacity = blended.permute(0, 3, 1, 2).split([3, 1, 1], 1)
-        background = self.backdrop(len(cameras), generator if training else None).to(rgb)
+        background = self.backdrop(len(cameras), generator if training else None, rgb.device).to(rgb)
         rgb = rgb + (1 - opacity) * background[:, :, None, None]
 
         # So far the depth is along the camera's axis; the distance along the ray is longer.
@@ -98,7 +99,7 @@ def _rasterise(scene: Gaussians, colours: Tensor, cameras: Cameras, fused: bool)
 @torch.no_grad()
 def _boxes(projected: Projected, height: int, width: int) -> Boxes:
     renders, count = projected.depths.shape
-    limit = projected.centres.new_tensor([width, height])
+    limit = constant(projected.centres, width, height)
     # The pixels whose centres, at half integers, lie inside.
     low = (projected.centres - projected.extents - 0.5).ceil().clamp_min(0).minimum(limit)
     high = (projected.centres + projected.extents - 0.5).floor().add(1).clamp_min(0).minimum(limit)

@@ -76,7 +76,7 @@ class VolumeRenderer(Renderer[RadianceField]):
         rgb, opacity, distance, *normal = sums.split([3, 1, 1, 3] if normals else [3, 1, 1], -1)
 
         pixels = len(cameras), cameras.height, cameras.width
-        background = self.backdrop(len(cameras), noise).to(rgb)
+        background = self.backdrop(len(cameras), noise, rgb.device).to(rgb)
         rgb = rgb + (1 - opacity) * background.repeat_interleave(cameras.height * cameras.width, 0)
         beyond = origins.norm(dim=-1, keepdim=True) + 3**0.5 * scene.bound
         depth = torch.where(opacity > EMPTY, distance / opacity.clamp_min(EMPTY), beyond)

@@ -9,6 +9,7 @@ the mean over all Gaussians, and not a fixed gradient.
 from __future__ import annotations
 
 import logging
+import math
 
 import torch
 from torch import Tensor
@@ -17,6 +18,7 @@ from carv3d.errors import UserError
 from carv3d.scenes.base import ImageProjection, RowMap
 from carv3d.scenes.config import DensificationConfig
 from carv3d.scenes.gaussian_cloud import GaussianCloud
+from carv3d.system.transfer import constant
 
 log = logging.getLogger(__name__)
 
@@ -30,7 +32,7 @@ def observe(scene: GaussianCloud, projection: ImageProjection) -> None:
     if gradient is None:
         return
     # In units of half the image and of one render's loss, so that resolution and R do not matter.
-    half = gradient.new_tensor([projection.width / 2, projection.height / 2])
+    half = constant(gradient, projection.width / 2, projection.height / 2)
     norm = (gradient * half).norm(dim=-1) * len(gradient)
     seen = projection.radii > 0
     scene.gradient_sum += (norm * seen).sum(0)
@@ -87,7 +89,7 @@ def _densify(scene: GaussianCloud, rule: DensificationConfig, generator: torch.G
     # The halves of a split are smaller. Two clones have together the opacity of the one: 1 - (1 - a)^2
     # (Rota Bulò et al. 2024, arXiv 2404.06109).
     halves = torch.cat([first[split], second[split]])
-    scene.log_scales[halves] -= torch.log(torch.tensor(_SHRINK))
+    scene.log_scales[halves] -= math.log(_SHRINK)
     twins = torch.cat([first[~split], second[~split]])
     alpha = 1 - (1 - scene.opacities[twins]).sqrt()
     scene.opacity_logits[twins] = alpha.clamp(1e-6, 1 - 1e-6).logit()

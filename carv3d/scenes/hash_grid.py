@@ -14,6 +14,7 @@ from carv3d.kernels import hash_grid as numba_kernel
 from carv3d.scenes import fused_hash_grid
 from carv3d.scenes.base import ImageProjection, RadianceField, blob, inside
 from carv3d.scenes.config import HashGridConfig
+from carv3d.system.transfer import constant
 
 # Müller et al., "Instant neural graphics primitives with a multiresolution hash encoding", 2022, section 3.
 _PRIMES = (1, 2_654_435_761, 805_459_861)
@@ -145,8 +146,7 @@ class HashGrid(RadianceField):
         without drawing random numbers.
         """
         order = torch.arange(1, _TV_POINTS + 1, device=self.table.device) + self.tv_start
-        ratio = torch.tensor(_R3, dtype=torch.float64, device=self.table.device)
-        unit = (order[:, None] * ratio).frac().to(self.table.dtype)
+        unit = (order[:, None] * constant(order.double(), *_R3)).frac().to(self.table.dtype)
         points = (2 * unit - 1) * (self.bound - self.normal_step)
         moved = points + self.normal_step * torch.eye(3, dtype=points.dtype, device=points.device)[:, None]
         values = self._logits(torch.cat([points[None], moved]).view(-1, 3)).view(4, -1, 4)

@@ -170,7 +170,7 @@ class DiffusersTeacher:
         if self.view_words:
             cond, negatives, weights = self.views.shares(cameras.azimuth, cameras.elevation)
         else:
-            cond = torch.ones(len(cameras), 1)
+            cond = torch.ones(len(cameras), 1, device=self.device)
             negatives, weights = cond.new_zeros(len(cameras), 0, 1), cond.new_zeros(len(cameras), 0)
         cond, negatives = (torch.nn.functional.pad(shares, (0, 1)) for shares in (cond, negatives))
         uncond = torch.zeros_like(cond)

@@ -7,6 +7,7 @@ from collections.abc import Sequence
 import torch
 from torch import Tensor
 
+from carv3d.system.transfer import constant
 from carv3d.teachers.families.base import CLIP_LENGTH, LatentFamily, PromptEmbeddings, clip_states
 
 
@@ -44,7 +45,7 @@ class StableDiffusionXL(LatentFamily):
         """See `Family`; the picture is told to be whole, at its own size."""
         dtype = self.loader.dtype
         height, width = (side * self.reduction for side in z_t.shape[-2:])
-        sizes = torch.tensor([[height, width, 0, 0, height, width]], device=z_t.device, dtype=dtype)
+        sizes = constant(z_t, height, width, 0, 0, height, width).to(dtype)
         added = {"text_embeds": embeddings["pooled"], "time_ids": sizes.expand(len(z_t), -1)}
         output: Tensor = self.network(z_t.to(dtype), t, embeddings["text"], added_cond_kwargs=added, return_dict=False)[
             0
