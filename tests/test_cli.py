@@ -23,7 +23,6 @@ from carv3d.teachers.weights import BUILTIN
 from tests.pipelines import make_pipeline
 
 QUICK = [
-    "shapes",
     "teacher.type=exact",
     "teacher.views=40",
     "teacher.neighbours=8",
@@ -62,7 +61,7 @@ def carv3d(*words: str, capsys: pytest.CaptureFixture[str] | None = None) -> tup
 def run(tmp_path_factory: pytest.TempPathFactory) -> Path:
     """A finished run of `generate`."""
     folder = tmp_path_factory.mktemp("runs") / "cone"
-    code, _, _ = carv3d("generate", "a red cone", *QUICK, "--output", str(folder))
+    code, _, _ = carv3d("generate", "shapes", "a red cone", *QUICK, "--output", str(folder))
     assert code == 0
     return folder
 
@@ -201,7 +200,7 @@ def test_mistakes_are_one_line_and_code_2(
 def test_output_folder_in_use_is_left_alone(tmp_path: Path, capsys: pytest.CaptureFixture[str]) -> None:
     """Somebody's files stay as they are."""
     (tmp_path / "precious.txt").write_text("mine")
-    code, _, err = carv3d("generate", "a red cone", *QUICK, "--output", str(tmp_path), capsys=capsys)
+    code, _, err = carv3d("generate", "shapes", "a red cone", *QUICK, "--output", str(tmp_path), capsys=capsys)
     assert code == 2 and "exists and is not empty" in err
     assert [p.name for p in tmp_path.iterdir()] == ["precious.txt"]
 
@@ -255,7 +254,7 @@ def test_full_disk_is_one_line_and_the_run_goes_on(
 
     monkeypatch.setattr(images, "replace_file", full)
     words = [w for w in QUICK if not w.startswith("training")] + ["training.steps=5", "mesh.formats=[]"]
-    code, _, err = carv3d("generate", "a red cone", *words, "--output", str(folder), capsys=capsys)
+    code, _, err = carv3d("generate", "shapes", "a red cone", *words, "--output", str(folder), capsys=capsys)
     assert code == 2 and "the disk is full" in err and "Traceback" not in err
     assert not list(folder.glob("*.mp4")) and (folder / "checkpoints" / "step_000005").exists()
     monkeypatch.undo()

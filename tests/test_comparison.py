@@ -78,7 +78,7 @@ def compare(folder: Path, *words: str) -> dict[str, object]:
     out = io.StringIO()
     where = ["--prompts", str(folder / "prompts.txt"), "--seeds", "1", "--output", str(folder / "out")]
     with contextlib.redirect_stdout(out):
-        code, _, _ = carv3d("compare", *TINY, *where, *words)
+        code, _, _ = carv3d("compare", "shapes", *TINY, *where, *words)
     assert code == 0
     return dict(json.loads(out.getvalue())) if "--json" in words else {}
 
@@ -115,7 +115,7 @@ def test_teacher_without_true_objects(tmp_path: Path, monkeypatch: pytest.Monkey
     monkeypatch.setattr(_Children, "run", in_process)
     words = [f"teacher.path={teacher}", *(w for w in TINY if not w.startswith("teacher")), "training.steps=2"]
     where = ["--prompts", str(tmp_path / "prompts.txt"), "--seeds", "1", "--output", str(tmp_path / "out")]
-    assert carv3d("compare", *words, *where, "--equal", "calls")[0] == 0
+    assert carv3d("compare", "shapes", *words, *where, "--equal", "calls")[0] == 0
     page = (tmp_path / "out" / "report.html").read_text()
     assert "Quality needs true objects to compare with, or --clip MODEL" in page and "<svg" not in page
     assert page.count('src="data:video/mp4') == 4 and page.count('src="data:image/png') == 4
@@ -141,7 +141,7 @@ def test_quality_by_clip(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> Non
     monkeypatch.setattr("carv3d.evaluation.clip._SIZE", 48)
     out = io.StringIO()
     with contextlib.redirect_stdout(out):
-        code, _, _ = carv3d("compare", *words, *where, "--equal", "calls", "--clip", str(clip), "--json")
+        code, _, _ = carv3d("compare", "shapes", *words, *where, "--equal", "calls", "--clip", str(clip), "--json")
     assert code == 0
     assert set(shapes) == {(2, 3, 48, 48)}  # not the 16 x 16 that was trained on
     for row in json.loads(out.getvalue())["methods"]:
@@ -150,7 +150,7 @@ def test_quality_by_clip(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> Non
     page = (tmp_path / "out" / "report.html").read_text()
     assert "CLIP score" in page and "R-precision" in page and "PSNR" not in page and " dB" not in page
     assert page.count("<svg") == 3 and "true object:" not in page
-    assert carv3d("compare", *words, *where, "--equal", "calls")[0] == 2
+    assert carv3d("compare", "shapes", *words, *where, "--equal", "calls")[0] == 2
 
 
 def test_second_call_runs_nothing(finished: tuple[Path, dict[str, object]], monkeypatch: pytest.MonkeyPatch) -> None:
@@ -208,7 +208,7 @@ def test_folder_that_was_not_yet_a_run_is_made_anew(
         (run / name).unlink()
     (run / "precious.txt").write_text("mine")
     words = ["--prompts", str(folder.parent / "prompts.txt"), "--seeds", "1", "--output", str(run.parents[1])]
-    assert carv3d("compare", *TINY, *words)[0] == 2
+    assert carv3d("compare", "shapes", *TINY, *words)[0] == 2
     assert (run / "precious.txt").read_text() == "mine"
 
 
@@ -222,12 +222,12 @@ def test_runs_that_cannot_be_compared_are_refused(
     words = ["--prompts", str(folder.parent / "prompts.txt"), "--seeds", "1", "--output", str(run.parents[1])]
     environment = run / "environment.json"
     environment.write_text(environment.read_text().replace('"device": "cpu"', '"device": "NVIDIA H100"'))
-    code, _, err = carv3d("compare", *TINY, *words, capsys=capsys)
+    code, _, err = carv3d("compare", "shapes", *TINY, *words, capsys=capsys)
     assert code == 2 and "made on NVIDIA H100, the comparison on cpu" in err and "Traceback" not in err
     shutil.copy(folder / "reuse" / "a-red-cone-seed0" / "environment.json", environment)
     config = run / "config.yaml"
     config.write_text(config.read_text().replace("views: 20", "views: 30"))
-    code, _, err = carv3d("compare", *TINY, *words, capsys=capsys)
+    code, _, err = carv3d("compare", "shapes", *TINY, *words, capsys=capsys)
     assert code == 2 and "another config than reuse (teacher.views: 30 and 20)" in err
 
 

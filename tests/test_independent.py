@@ -45,7 +45,7 @@ def test_a_missing_video_encoder_costs_the_video_alone(
     run = tmp_path / "run"
     with monkeypatch.context() as patch:
         patch.setattr(iio, "imwrite", without)
-        code, _, err = carv3d("generate", "a red cone", *QUICK, "--output", str(run), capsys=capsys)
+        code, _, err = carv3d("generate", "shapes", "a red cone", *QUICK, "--output", str(run), capsys=capsys)
     said = " ".join(err.split())
     assert code == 2 and "turntable.mp4: the video encoder failed (No ffmpeg exe could be found.)" in said
     assert "install imageio-ffmpeg" in said and f"carv3d generate --resume {run} makes them" in said

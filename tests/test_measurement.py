@@ -25,7 +25,7 @@ GRID = ["--renders", "1,2", "--resamples", "1,4"]
 def run(tmp_path_factory: pytest.TempPathFactory) -> Path:
     folder = tmp_path_factory.mktemp("runs") / "cone"
     few = ["training.steps=10", "mesh.formats=[]", "training.preview_every=0"]
-    code, _, _ = carv3d("generate", "a red cone", *QUICK, *few, "--output", str(folder))
+    code, _, _ = carv3d("generate", "shapes", "a red cone", *QUICK, *few, "--output", str(folder))
     assert code == 0
     return folder
 

@@ -2,7 +2,11 @@
 
 from __future__ import annotations
 
+import os
+import subprocess
+import sys
 from dataclasses import replace
+from pathlib import Path
 from typing import Any
 
 import pytest
@@ -19,6 +23,7 @@ from carv3d.renderers.splatting import ALPHA_LEAST, ALPHA_MOST
 from carv3d.scenes import Gaussians
 from tests.gaussians import cameras, cloud, seeded
 
+ROOT = Path(__file__).parents[1]
 pytestmark = pytest.mark.skipif(jit.problem(torch.device("cpu")) is not None, reason="numba does not work here")
 
 
@@ -103,6 +108,27 @@ def test_results_do_not_depend_on_the_number_of_threads(calls: list[tuple[Any, .
     finally:
         torch.set_num_threads(before)
     assert all(torch.equal(a, b) for other in found for a, b in zip(other, found[0], strict=True))
+
+
+_FIRST_USE = """
+import hashlib, torch
+from carv3d.kernels import splatting
+from carv3d.renderers import SplatRenderer
+from tests.gaussians import cloud
+from tests.test_splatting_kernel import drawn
+render, gradients = drawn("numba", cloud(200).float(), size=30)
+print(hashlib.sha256(b"".join(x.detach().numpy().tobytes() for x in [render.rgb, *gradients])).hexdigest())
+"""
+
+
+def test_the_first_use_gives_the_numbers_of_later_ones(tmp_path: Path) -> None:
+    """The process that compiles computes as those that find the machine code: else a resumed run would differ. Parts of
+    a kernel that are not compiled into it are found by name, in whatever a process has compiled before.
+    """
+    settings = os.environ | {"NUMBA_CACHE_DIR": str(tmp_path)}
+    command = [sys.executable, "-c", _FIRST_USE]
+    first, second = (subprocess.check_output(command, env=settings, cwd=ROOT, text=True) for _ in range(2))
+    assert first == second and list(tmp_path.rglob("*.nbc"))
 
 
 def test_nothing_to_see_is_the_background() -> None:

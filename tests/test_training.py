@@ -158,7 +158,7 @@ def test_state_reproduces_the_next_steps_bit_for_bit(teacher: ExactTeacher, back
 
 def test_killed_run_resumes_with_the_same_parameters(tmp_path: Path) -> None:
     """kill -9 at an arbitrary moment, --resume, and the final checkpoint is that of a run left alone."""
-    common = ["a red cone", "teacher.type=exact", "teacher.views=40", "teacher.neighbours=8", "threads=1"]
+    common = ["shapes", "a red cone", "teacher.type=exact", "teacher.views=40", "teacher.neighbours=8", "threads=1"]
     common += ["scene.resolution=16", "cameras.height=32", "cameras.width=32", "renderer.samples=24"]
     common += [
         "training.steps=24",

@@ -67,7 +67,7 @@ def inlined(function: Function) -> Function:
     """A part of compiled functions, which is compiled into them."""
     if numba is None:
         return function
-    found: Function = numba.njit(fastmath=_FAST, error_model="numpy")(function)
+    found: Function = numba.njit(forceinline=True, fastmath=_FAST, error_model="numpy")(function)
     return found
 
 

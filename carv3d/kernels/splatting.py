@@ -79,7 +79,7 @@ def _fill(block, index, a, b, c, x, y, reach, left, right, bottom, row, column, 
 
 
 @compiled
-def _forward(start, end, order, boxes, width, centres, conics, opacities, features, least, most, image, light):
+def _forward(start, end, order, boxes, width, centres, conics, opacities, reaches, features, least, most, image, light):
     """Blend the Gaussians into the rows [start, end) of image (rows, width, CHANNELS) and light (rows, width), both
     flat; light is what passes all Gaussians.
     """
@@ -94,7 +94,7 @@ def _forward(start, end, order, boxes, width, centres, conics, opacities, featur
             continue
         a, b, c, opacity = conics[g, 0], conics[g, 1], conics[g, 2], opacities[g]
         x, y = centres[g, 0], centres[g, 1]
-        reach = f4(2) * math.log(max(opacity / least, f4(1)))
+        reach = reaches[g]
         f0, f1, f2, f3, f4th = features[g, 0], features[g, 1], features[g, 2], features[g, 3], features[g, 4]
         while row < bottom:
             count, row, column = _fill(
@@ -116,7 +116,23 @@ def _forward(start, end, order, boxes, width, centres, conics, opacities, featur
 
 @compiled
 def _backward(
-    start, end, order, boxes, width, centres, conics, opacities, features, least, most, image, grads, light, behind, out
+    start,
+    end,
+    order,
+    boxes,
+    width,
+    centres,
+    conics,
+    opacities,
+    reaches,
+    features,
+    least,
+    most,
+    image,
+    grads,
+    light,
+    behind,
+    out,
 ):
     """Add the gradients by centre (2), conic (3), opacity and features (CHANNELS) to out (G, 11).
 
@@ -140,7 +156,7 @@ def _backward(
             continue
         a, b, c, opacity = conics[g, 0], conics[g, 1], conics[g, 2], opacities[g]
         x, y = centres[g, 0], centres[g, 1]
-        reach = f4(2) * math.log(max(opacity / least, f4(1)))
+        reach = reaches[g]
         f0, f1, f2, f3, f4th = features[g, 0], features[g, 1], features[g, 2], features[g, 3], features[g, 4]
         of_x, of_y, of_xx, of_xy, of_yy, of_opacity = f4(0), f4(0), f4(0), f4(0), f4(0), f4(0)
         o0, o1, o2, o3, o4 = f4(0), f4(0), f4(0), f4(0), f4(0)
@@ -198,7 +214,9 @@ class _Blend(torch.autograd.Function):
     @staticmethod
     def forward(ctx: Any, *inputs: Any) -> Tensor:
         centres, conics, opacities, features, boxes, least, most = inputs
-        values = [_numbers(tensor) for tensor in (centres, conics, opacities, features)]
+        # Not in the kernel: of the logarithm there are several versions, and the one that is loaded first would decide.
+        reaches = 2 * (opacities.detach() / least).clamp_min(1).log()
+        values = [_numbers(tensor) for tensor in (centres, conics, opacities, reaches, features)]
         sides = (boxes.left, boxes.right, boxes.top, boxes.bottom, boxes.first_row)
         edges = torch.stack(sides, 1).int().numpy()
         order = boxes.order[(boxes.bottom > boxes.top)[boxes.order]].int().numpy()

@@ -9,8 +9,8 @@ from torch import Tensor
 
 
 def sent(values: Tensor, device: torch.device | str) -> Tensor:
-    """The values on a device. From the CPU to CUDA they go by way of pinned memory: an ordinary copy waits until all that
-    the device has been asked for is done.
+    """The values on a device. From the CPU to CUDA they go by way of pinned memory: an ordinary copy waits until the
+    device has done all that it has been asked for.
     """
     if values.device.type == "cpu" and torch.device(device).type == "cuda":
         return values.pin_memory().to(device, non_blocking=True)
@@ -18,7 +18,7 @@ def sent(values: Tensor, device: torch.device | str) -> Tensor:
 
 
 def constant(like: Tensor, *values: float) -> Tensor:
-    """Numbers of the type and on the device of another tensor, which are copied there once. They must not be changed."""
+    """Numbers with the type and device of another tensor. They are copied there once, and must not be changed."""
     return _constant(values, like.dtype, like.device)
 
 

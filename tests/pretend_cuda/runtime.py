@@ -12,7 +12,7 @@ from tests.pretend_cuda import native
 native.load()
 
 import torch  # noqa: E402
-import torch._dynamo  # noqa: E402, F401  # its tables want torch's own functions
+import torch._dynamo  # noqa: E402  # its tables want torch's own functions
 from torch.optim import optimizer  # noqa: E402
 
 from tests.pretend_cuda.generators import CpuGenerator, CudaGenerator, default  # noqa: E402
