@@ -10,6 +10,7 @@ from torch import Tensor
 
 from carv3d.cameras.cameras import Cameras, orbit
 from carv3d.cameras.config import CameraConfig
+from carv3d.system.transfer import sent
 
 Range = tuple[float, float]
 
@@ -156,5 +157,5 @@ class SequenceSampler(CameraSampler):
             offset: (2,) float64 in [0, 1), one a run.
             generator: of distance and field of view, and whose device the cameras are on.
         """
-        azimuth, elevation = sequence_points(first, count, offset).to(generator.device).T
+        azimuth, elevation = sent(sequence_points(first, count, offset), generator.device).T
         return self._at(_within(self.config.azimuth, azimuth), _within(self.config.elevation, elevation), generator)

@@ -18,16 +18,22 @@ _known: weakref.WeakValueDictionary[int, CudaGenerator] = weakref.WeakValueDicti
 
 
 class CudaGenerator(CpuGenerator):
-    """As CUDA's, with 16 bytes of state. `torch.Generator(device)` makes one for CUDA, and else a CPU's."""
+    """As CUDA's, with 16 bytes of state. `torch.Generator(device)` makes one for CUDA, and else a CPU's.
 
+    Attributes:
+        as_the_cpu: of all generators: whether they give the numbers of the CPU's, to compare devices.
+    """
+
+    as_the_cpu = False
     _seed: int
     _offset: int
+    _twin: CpuGenerator
 
     def __new__(cls, device: Any = "cpu") -> Any:
         if torch.device(device).type != "cuda":
             return CpuGenerator(device)
         made = CpuGenerator.__new__(cls)
-        made._seed, made._offset = 0, 0
+        made._seed, made._offset, made._twin = 0, 0, CpuGenerator()
         CpuGenerator.manual_seed(made, name := next(_names))
         _known[name] = made
         return made
@@ -41,6 +47,7 @@ class CudaGenerator(CpuGenerator):
 
     def manual_seed(self, seed: int) -> CudaGenerator:
         self._seed, self._offset = int(seed) % 2**64, 0
+        self._twin = CpuGenerator().manual_seed(seed)
         return self
 
     def seed(self) -> int:
@@ -64,6 +71,8 @@ class CudaGenerator(CpuGenerator):
 
     def of_one_operation(self) -> CpuGenerator:
         """A CPU's generator for the next operation."""
+        if self.as_the_cpu:
+            return self._twin
         mixed = hashlib.sha256(f"{self._seed} {self._offset}".encode()).digest()[:7]
         self._offset += 4
         return CpuGenerator().manual_seed(int.from_bytes(mixed, "little"))
