@@ -4,7 +4,6 @@ from __future__ import annotations
 
 import importlib.util
 import json
-import os
 import subprocess
 import sys
 from pathlib import Path
@@ -19,9 +18,7 @@ ROOT = Path(__file__).parents[1]
 
 pytestmark = [
     pytest.mark.slow,
-    pytest.mark.skipif(
-        torch.version.cuda is not None, reason="torch has CUDA: `pytest -m gpu` tests the device itself"
-    ),
+    pytest.mark.skipif(torch.version.cuda is not None, reason="torch has CUDA: run `pytest -m gpu`"),
     pytest.mark.skipif(not torch.__version__.startswith(TORCH), reason=f"written for torch {TORCH}"),
     pytest.mark.skipif(native.compiler() is None, reason="there is no C++ compiler"),
     pytest.mark.skipif(sys.platform != "linux", reason="written for Linux"),
@@ -46,9 +43,7 @@ WAITS = {
 def found(tmp_path_factory: pytest.TempPathFactory) -> dict[str, dict[str, Any]]:
     """What each case gave."""
     command = [sys.executable, "-m", "tests.pretend_cuda", str(tmp_path_factory.mktemp("pretend"))]
-    ended = subprocess.run(
-        command, cwd=ROOT, capture_output=True, text=True, env=os.environ | {"PYTHONPATH": str(ROOT)}
-    )
+    ended = subprocess.run(command, cwd=ROOT, capture_output=True, text=True)
     assert ended.returncode == 0, ended.stderr[-3000:]
     return dict(json.loads(ended.stdout.splitlines()[-1]))
 
@@ -79,7 +74,7 @@ def test_a_step_waits_no_more_than_is_known(found: dict[str, dict[str, Any]], na
 def test_gradients_are_those_of_the_cpu(found: dict[str, dict[str, Any]], name: str) -> None:
     """With the same random numbers."""
     case = found[f"same: {name}"]
-    assert case["difference"] < 1e-3 and min(case["norms"]) > 0
+    assert case["difference"] < 1e-4 * case["norm"]
 
 
 _REFUSED = """
