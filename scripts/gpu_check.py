@@ -244,6 +244,38 @@ class Check:
         return found
 
 
+def markdown(found: dict[str, Any]) -> str:
+    """The findings as tables, for the docs: a section for each part, a row for each thing that it looked at."""
+    lines = [f"`{found['command']}`", ""]
+    for name, part in found.items():
+        if name in ("command", "failed"):
+            continue
+        lines += [f"## {name.replace('_', ' ')}", ""]
+        rows = part if isinstance(part, list) else [{"": key} | _flat(value) for key, value in part.items()]
+        rows = [_flat(row) for row in rows]
+        columns = list(dict.fromkeys(column for row in rows for column in row))
+        lines += [f"| {' | '.join(columns)} |", f"| {' | '.join('---' for _ in columns)} |"]
+        lines += [f"| {' | '.join(_cell(row.get(column, '')) for column in columns)} |" for row in rows] + [""]
+    return "\n".join(lines)
+
+
+def _flat(value: Any) -> dict[str, Any]:
+    """A row: mappings within become columns of their own."""
+    if not isinstance(value, dict):
+        return {"found": value}
+    row: dict[str, Any] = {}
+    for key, inner in value.items():
+        row |= (
+            {f"{key} {name}".strip(): one for name, one in inner.items()} if isinstance(inner, dict) else {key: inner}
+        )
+    return row
+
+
+def _cell(value: Any) -> str:
+    text = f"{value:.4g}" if isinstance(value, float) else str(value)
+    return " ".join(text.split()).replace("|", "\\|")[:300]
+
+
 def main(
     out: Path = Path("outputs/gpu_check"),
     device: str = "cuda",
@@ -275,6 +307,7 @@ def main(
         print(f"== {name}: {took:.0f} s{' FAILED' if name in found['failed'] else ''}", flush=True)
         print(json.dumps(found[name], indent=1, default=str)[:2500], flush=True)
         (out / "gpu_check.json").write_text(json.dumps(found, indent=1, default=str) + "\n")
+        (out / "gpu_check.md").write_text(markdown(found))
     raise typer.Exit(bool(found["failed"]))
 
 
