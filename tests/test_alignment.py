@@ -61,7 +61,7 @@ def test_evaluate_by_clip(folder: Path, tmp_path: Path, capsys: pytest.CaptureFi
     words = [word for word in QUICK if not word.startswith("teacher")]
     run = tmp_path / "run"
     options = [f"teacher.path={teacher}", *words, "training.steps=2", "mesh.resolution=24"]
-    assert carv3d("generate", "a fox", *options, "--output", str(run))[0] == 0
+    assert carv3d("generate", "shapes", "a fox", *options, "--output", str(run))[0] == 0
     code, _, err = carv3d("evaluate", str(run), capsys=capsys)
     assert code == 2 and "there is nothing to judge 'a fox' by" in err and "--clip" in err
     code, out, _ = carv3d("evaluate", str(run), "--clip", str(folder), "--json", capsys=capsys)

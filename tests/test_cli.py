@@ -149,7 +149,7 @@ def test_diffusers_pipeline_folder_end_to_end(tmp_path: Path) -> None:
     teacher = make_pipeline(tmp_path / "teacher", camera=False)
     words = [w for w in QUICK if not w.startswith(("teacher", "training"))]
     words += [f"teacher.path={teacher}", "training.steps=3", "mesh.formats=[]", "prompt=anything goes"]
-    code, _, _ = carv3d("generate", *words, "--output", str(tmp_path / "run"))
+    code, _, _ = carv3d("generate", "shapes", *words, "--output", str(tmp_path / "run"))
     assert code == 0 and (tmp_path / "run" / "turntable.mp4").exists()
 
 

@@ -121,6 +121,7 @@ def wrong_values(hint: Any) -> list[str]:
         list[float]: ["1", "[a, b]", "", "[[1]]"],
         list[str]: ["glb", ""],
         LinearSchedule: ["fast", "", "[0, 1]", "true"],
+        Literal["auto"] | list[str]: ["glb", "3", ""],
         int | Literal["auto"]: ["many", "2.5", "", "[1]", "true"],
         Literal["white", "random", "learned"] | list[float]: ["3", "", "[[1]]", "[a, b, c]"],
     }[hint]

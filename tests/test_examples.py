@@ -87,7 +87,7 @@ def test_a_scene_and_a_renderer_that_do_not_fit_leave_no_folder(
     words = ["a red cone", "teacher.type=exact", "teacher.views=20", "renderer=own_image_scene.Flat"]
     words += [word for word in SHORT if not word.startswith("renderer")]
     code, _, err = carv3d("generate", *words, "--output", str(path), capsys=capsys)
-    said = "renderer.type=own_image_scene.Flat cannot draw scene.type=voxel_grid"
+    said = "renderer.type=own_image_scene.Flat cannot draw scene.type=gaussians"
     assert code == 2 and said in " ".join(err.split()) and not path.exists()
 
 
@@ -125,7 +125,7 @@ def test_a_plug_in_that_cannot_make_a_mesh_says_so(
 ) -> None:
     """Before anything is written."""
     path = tmp_path / "run"
-    words = ["a red cone", "scene=own_image_scene.Card", "regularisers.total_variation=0"]
+    words = ["a red cone", "scene=own_image_scene.Card", "mesh.formats=[glb]"]
     code, _, err = carv3d("generate", *words, "--output", str(path), capsys=capsys)
     assert code == 2 and "mesh.formats must be" in err and not path.exists()
 

@@ -61,10 +61,10 @@ def test_looking_up(tmp_path: Path) -> None:
 
 def test_generate_keeps_the_prompt_that_was_found(tmp_path: Path, capsys: pytest.CaptureFixture[str]) -> None:
     """A run does not change when the library does."""
-    words = ["generate", "lib:yellow_cube", "prompt_library=prompts/shapes.txt", *QUICK, "training.steps=1"]
+    words = ["generate", "shapes", "lib:yellow_cube", "prompt_library=prompts/shapes.txt", *QUICK, "training.steps=1"]
     assert carv3d(*words, "mesh.formats=[]", "--output", str(tmp_path / "run"))[0] == 0
     assert 'prompt: "a yellow cube"' in (tmp_path / "run" / "config.yaml").read_text()
-    code, _, err = carv3d("generate", "lib:dragon", *QUICK, capsys=capsys)
+    code, _, err = carv3d("generate", "shapes", "lib:dragon", *QUICK, capsys=capsys)
     assert code == 2 and "lib:dragon: no prompt of prompts/library.txt has these words" in " ".join(err.split())
 
 

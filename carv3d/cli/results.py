@@ -100,7 +100,7 @@ def export(
         set_threads(config.threads)
         folder = output or run.mesh
         with disk_errors(folder), shown(console, "meshing"):
-            mesh, files = export_files(load_trained(run).scene, config.mesh, folder)
+            mesh, files = export_files(load_trained(run).scene, config.export, folder)
     report: dict[str, Any] = {"files": [str(f) for f in files]}
     if mesh is not None:
         report |= {"vertices": len(mesh.vertices), "faces": len(mesh.faces), **mesh.info}

@@ -3,7 +3,7 @@
 from __future__ import annotations
 
 from collections.abc import Iterator
-from dataclasses import dataclass, field
+from dataclasses import dataclass, field, replace
 from typing import Annotated, Literal
 
 from carv3d import registry
@@ -121,9 +121,13 @@ class TrainingConfig:
 class MeshConfig:
     """What `generate` exports at the end, and the defaults of `export`."""
 
-    formats: Annotated[list[str], Key("glb, obj, ply, and splat of Gaussians; []: none")] = field(
-        default_factory=lambda: ["glb", "obj", "ply"]
-    )
+    formats: Annotated[
+        Literal["auto"] | list[str],
+        Key(
+            "auto: all that the scene has; or some of glb, obj, ply, and splat of Gaussians; []: none",
+            allowed="auto, or a list of formats",
+        ),
+    ] = "auto"
     resolution: Annotated[int, Key("cells along a side of the isosurface grid", ge=2, le=1_024)] = 128
     threshold: Annotated[
         float,
@@ -196,7 +200,15 @@ class Config(CommonConfig):
         formats = getattr(scene, "mesh_formats", FieldConfig.mesh_formats)
         others = "" if "splat" in formats else " (splat is of scene.type=gaussians)"
         what = f"a list of some of {', '.join(formats)}{others}" if formats else "[]: the scene has no export format"
-        yield "mesh.formats", self.mesh.formats, set(self.mesh.formats) <= {*formats}, what
+        asked = self.mesh.formats
+        yield "mesh.formats", asked, asked == "auto" or set(asked) <= {*formats}, f"auto, or {what}"
+
+    @property
+    def export(self) -> MeshConfig:
+        """The section `mesh` with the formats of this config's scene in place of auto."""
+        if self.mesh.formats != "auto":
+            return self.mesh
+        return replace(self.mesh, formats=list(getattr(self.scene, "mesh_formats", FieldConfig.mesh_formats)))
 
 
 def require_prompt(config: Config) -> str:

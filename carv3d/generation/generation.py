@@ -140,7 +140,7 @@ def _make_results(run: Run, trainer: Trainer, progress: Progress) -> None:
 
     def mesh() -> None:
         task = progress.add_task("mesh", total=1, figures="")
-        found, _ = results.export(scene, config.mesh, run.mesh)
+        found, _ = results.export(scene, config.export, run.mesh)
         progress.update(task, completed=1, figures=f"{len(found.faces)} faces" if found else "")
 
     def sheet() -> None:
@@ -154,6 +154,6 @@ def _make_results(run: Run, trainer: Trainer, progress: Progress) -> None:
 
         results.write_turntable(scene, renderer, sampler, config.turntable, run.turntable, watch)
 
-    made = {"mesh": mesh} if config.mesh.formats else {}
+    made = {"mesh": mesh} if config.export.formats else {}
     made |= {"contact_sheet.png": sheet, "turntable.mp4": turntable}
     make_each(made, f"carv3d generate --resume {shlex.quote(str(run.path))} makes them")
