@@ -99,7 +99,8 @@ def export(scene: Scene, section: MeshConfig, folder: Path) -> tuple[Mesh | None
         the mesh, if one of the formats is a mesh's; the files.
     """
     mesh, files = None, []
-    formats = [kind for kind in section.formats if kind in meshes.FORMATS]
+    asked = [*meshes.FORMATS, "splat"] if section.formats == "auto" else section.formats
+    formats = [kind for kind in asked if kind in meshes.FORMATS]
     if formats:
         field = scene.field(section.resolution)
         mesh = meshes.extract(
@@ -110,7 +111,7 @@ def export(scene: Scene, section: MeshConfig, folder: Path) -> tuple[Mesh | None
         )
         if section.texture == "uv":
             mesh = meshes.bake_texture(mesh, field, section.texture_size)
-    splats = scene.splats() if "splat" in section.formats else None
+    splats = scene.splats() if "splat" in asked else None
     others = {} if splats is None else {"splat.ply": splats}
     with disk_errors(folder):
         if mesh is not None:
