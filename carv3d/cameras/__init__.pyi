@@ -1,4 +1,5 @@
 from .cameras import Cameras as Cameras
+from .cameras import joined as joined
 from .cameras import orbit as orbit
 from .samplers import CameraSampler as CameraSampler
 from .samplers import Range as Range

@@ -8,6 +8,7 @@ from __future__ import annotations
 
 from collections.abc import Sequence
 from dataclasses import dataclass, replace
+from typing import Any
 
 import torch
 from torch import Tensor
@@ -125,6 +126,13 @@ class Cameras:
         directions = torch.nn.functional.normalize(local @ self.c2w[:, None, :3, :3].mT, dim=-1)
         origins = self.c2w[:, None, None, :3, 3].expand_as(directions)
         return origins, directions
+
+
+def joined(parts: Sequence[Cameras]) -> Cameras:
+    """All cameras of the parts, which have pictures of one size."""
+    names = ("c2w", "intrinsics", "azimuth", "elevation", "distance")
+    tensors: dict[str, Any] = {name: torch.cat([getattr(part, name) for part in parts]) for name in names}
+    return replace(parts[0], **tensors)
 
 
 def orbit(
