@@ -2,12 +2,14 @@
 
 from __future__ import annotations
 
+from collections.abc import Iterable, Iterator
 from pathlib import Path
 from typing import Any
 
 import imageio.v3 as iio
 import numpy as np
 import torch
+from imageio.v2 import get_writer
 from numpy.typing import NDArray
 from torch import Tensor
 
@@ -65,9 +67,9 @@ def read_png(path: Path) -> Tensor:
 
 
 VIDEOS: dict[str, dict[str, Any]] = {
-    ".mp4": {"plugin": "FFMPEG", "codec": "libx264", "quality": 8, "macro_block_size": 2},  # H.264
+    ".mp4": {"format": "FFMPEG", "codec": "libx264", "quality": 8, "macro_block_size": 2},  # H.264
     ".webm": {  # VP9
-        "plugin": "FFMPEG",
+        "format": "FFMPEG",
         "codec": "libvpx-vp9",
         "quality": None,
         "macro_block_size": 2,
@@ -88,31 +90,52 @@ def refuse_other_videos(path: Path) -> None:
         raise UserError(f"{path} is no video that can be written: give a name that ends in {', '.join(VIDEOS)}")
 
 
-def write_video(frames: Tensor, path: Path, fps: int) -> None:
-    """Write (N, 3, H, W) in [0, 1] as a video of the format that the path's ending says, see `VIDEOS`.
+def write_video(frames: Iterable[Tensor], path: Path, fps: int) -> None:
+    """Write pictures (3, H, W) in [0, 1] as a video of the format that the path's ending says, see `VIDEOS`.
 
-    Video codecs need even numbers of rows and columns: the last one is doubled where the number is odd.
+    They are taken one by one, so that a long video (but for .gif) needs no more memory than a short one. Video codecs
+    need even numbers of rows and columns: the last one is doubled where the number is odd.
 
     Raises:
         UserError: another ending; the disk is full, or may not be written to.
     """
     refuse_other_videos(path)
     options = VIDEOS[path.suffix.lower()]
-    if options["plugin"] == "FFMPEG":
-        height, width = frames.shape[-2:]
-        frames = torch.nn.functional.pad(frames, (0, width % 2, 0, height % 2), mode="replicate")
-        options = options | {"fps": fps}
-    else:
-        options = options | {"duration": 1000 / fps}  # milliseconds a frame
     # The encoder is a separate program, which ends with a broken pipe on a full disk. So it writes to the system's
     # temporary folder, and the result is copied.
     with temporary_folder("video") as folder:
         finished = folder / f"video{path.suffix.lower()}"
         try:
-            iio.imwrite(finished, to_bytes(frames), **options)
+            pictures = (to_bytes(frame[None])[0] for frame in _tagged(frames))
+            if "format" in options:
+                writer: Any = get_writer(finished, mode="I", fps=fps, **options)
+                with writer:
+                    for picture in pictures:
+                        writer.append_data(_even(picture))
+            else:
+                iio.imwrite(finished, np.stack(list(pictures)), duration=1000 / fps, **options)  # milliseconds a frame
+        except _FrameError as failed:
+            raise failed.args[0] from None
         except (OSError, RuntimeError, ImportError, ValueError) as error:  # imageio has no common type
             reason = " ".join(str(error).split())[:200]
             raise UserError(
                 f"the video encoder failed ({reason}): install imageio-ffmpeg, and see that there is room in {folder}"
             ) from error
         replace_file(path, finished.read_bytes())
+
+
+class _FrameError(Exception):
+    """An error in making a frame, which is not the encoder's."""
+
+
+def _tagged(frames: Iterable[Tensor]) -> Iterator[Tensor]:
+    try:
+        yield from frames
+    except Exception as error:
+        raise _FrameError(error) from error
+
+
+def _even(picture: Bytes) -> Bytes:
+    """(H, W, 3) with an even number of rows and columns."""
+    height, width, _ = picture.shape
+    return np.pad(picture, ((0, height % 2), (0, width % 2), (0, 0)), mode="edge")

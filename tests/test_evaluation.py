@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+from collections.abc import Iterator
 from pathlib import Path
 
 import imageio.v3 as iio
@@ -63,6 +64,19 @@ def test_videos_are_what_their_names_say(tmp_path: Path, ending: str, first_byte
     assert found.shape == (3, height, 100, 3)
     expected = np.array([0, 0.45, 0.9])[:, None, None, None] * 255
     assert np.abs(found - expected).max() < 6
+
+
+@pytest.mark.parametrize("error", [RuntimeError("CUDA out of memory"), UserError("a mistake")])
+def test_a_frame_that_fails_is_not_the_encoders_error(tmp_path: Path, error: Exception) -> None:
+    """Frames are made while the video is written; what they raise is passed on, and nothing is left."""
+
+    def frames() -> Iterator[torch.Tensor]:
+        yield torch.zeros(3, 16, 16)
+        raise error
+
+    with pytest.raises(type(error), match=str(error)):
+        write_video(frames(), tmp_path / "video.mp4", fps=5)
+    assert not list(tmp_path.iterdir())
 
 
 def test_a_video_of_another_ending_is_refused(tmp_path: Path) -> None:

@@ -4,7 +4,6 @@ from __future__ import annotations
 
 from pathlib import Path
 
-import imageio.v3 as iio
 import pytest
 
 from carv3d.errors import UserError
@@ -35,16 +34,13 @@ def test_a_missing_video_encoder_costs_the_video_alone(
     tmp_path: Path, monkeypatch: pytest.MonkeyPatch, capsys: pytest.CaptureFixture[str]
 ) -> None:
     """The mesh and the contact sheet of the training are there, and --resume makes the video later."""
-    real = iio.imwrite
 
-    def without(target: object, *rest: object, **options: object) -> object:
-        if options.get("plugin") == "FFMPEG":
-            raise RuntimeError("No ffmpeg exe could be found.")
-        return real(target, *rest, **options)
+    def without(*_: object, **__: object) -> None:
+        raise RuntimeError("No ffmpeg exe could be found.")
 
     run = tmp_path / "run"
     with monkeypatch.context() as patch:
-        patch.setattr(iio, "imwrite", without)
+        patch.setattr("carv3d.images.get_writer", without)
         code, _, err = carv3d("generate", "shapes", "a red cone", *QUICK, "--output", str(run), capsys=capsys)
     said = " ".join(err.split())
     assert code == 2 and "turntable.mp4: the video encoder failed (No ffmpeg exe could be found.)" in said

@@ -2,7 +2,7 @@
 
 from __future__ import annotations
 
-from collections.abc import Callable
+from collections.abc import Callable, Iterator
 from pathlib import Path
 from typing import Any
 
@@ -88,8 +88,14 @@ def write_turntable(
 ) -> None:
     """One turn around the scene as .mp4."""
     cameras = sampler.around(section.frames, section.elevation, section.size)
-    rgb, _, _ = render_views(scene, renderer, cameras, progress=progress)
-    write_video(rgb, path, section.fps)
+
+    def frames() -> Iterator[Tensor]:
+        for first in range(len(cameras)):
+            yield render_views(scene, renderer, cameras[first : first + 1])[0][0]
+            if progress:
+                progress(first + 1, len(cameras))
+
+    write_video(frames(), path, section.fps)
 
 
 def export(scene: Scene, section: MeshConfig, folder: Path) -> tuple[Mesh | None, list[Path]]:
