@@ -7,7 +7,8 @@ import json
 import logging
 import textwrap
 from abc import ABC, abstractmethod
-from collections.abc import Sequence
+from collections.abc import Iterator, Sequence
+from contextlib import contextmanager
 from dataclasses import dataclass, field
 from pathlib import Path
 from typing import Any, Literal
@@ -78,7 +79,8 @@ class Loader:
             options |= {"dtype": self.dtype}
         if variant := self._variant(part):
             options["variant"] = variant
-        network, info = kind.from_pretrained(self.folder, subfolder=part, **options)
+        with _without_bars():
+            network, info = kind.from_pretrained(self.folder, subfolder=part, **options)
         missing = sorted(key for key in info["missing_keys"] if not key.endswith("position_ids"))
         if missing:
             raise ValueError(f"{part} lacks {len(missing)} tensors, {missing[0]} among them")
@@ -110,6 +112,20 @@ class Loader:
         """The variant of the files: fp16, if the part has only such weights."""
         names = [path.name for path in (self.folder / part).glob("*.safetensors")]
         return "fp16" if names and all(".fp16" in name for name in names) else None
+
+
+@contextmanager
+def _without_bars() -> Iterator[None]:
+    """transformers draws a bar for every network, though a small one is there at once."""
+    from transformers.utils import logging as transformers_logging
+
+    shown = transformers_logging.is_progress_bar_enabled()
+    transformers_logging.disable_progress_bar()
+    try:
+        yield
+    finally:
+        if shown:
+            transformers_logging.enable_progress_bar()
 
 
 class Family(ABC):
