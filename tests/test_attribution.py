@@ -71,6 +71,13 @@ def test_row_gradients_are_those_of_the_rows_alone(pattern: str) -> None:
             torch.testing.assert_close(found[name][n], alone, rtol=1e-4, atol=1e-6)
 
 
+def test_a_network_that_did_not_run_its_layers_has_gradients_of_zero() -> None:
+    """Of a loss that comes from elsewhere."""
+    rows = RowGradients(Small(), "d")
+    losses = torch.zeros(3, requires_grad=True)
+    assert [(name, bool(found.any())) for name, found in rows(losses)] == [("d", False)]
+
+
 def test_signatures_do_not_depend_on_the_number_of_threads() -> None:
     """Batches are computed side by side, each by one thread, and come in order."""
     net, batches = Small(), torch.randn(7, 5, 2, 8, 8, generator=torch.Generator().manual_seed(0))

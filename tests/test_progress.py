@@ -48,6 +48,12 @@ def test_lines_say_step_time_left_and_figures(console: Console) -> None:
     assert lines[-1].startswith("training 100/100, 0:00:01 elapsed, grad") and len(lines) == 3
 
 
+def test_a_long_task_is_counted_in_whole_numbers(console: Console) -> None:
+    with progress(console) as bars:
+        bars.update(bars.add_task("training", total=2_000_000), completed=1_234_567)
+    assert said(console)[0].startswith("training 1234567/2000000, ")
+
+
 def test_a_finished_task_is_said_once(console: Console) -> None:
     with progress(console) as bars:
         task = bars.add_task("mesh", total=1)

@@ -85,12 +85,13 @@ class RowGradients:
         rows = len(losses)
         calls, self._now.calls = self._now.calls, []
         # By the outputs: the summed gradients of the weights are not needed.
-        found = torch.autograd.grad(losses.sum(), [output for *_, output in calls], allow_unused=True)
+        outputs = [output for *_, output in calls]
+        found = torch.autograd.grad(losses.sum(), outputs, allow_unused=True) if outputs else ()
         seen: dict[str, list[tuple[Tensor, Tensor]]] = {}
         for (name, a, _), g in zip(calls, found, strict=True):
             if g is not None:
                 seen.setdefault(name, []).append((a, g))
-        del calls, found
+        del calls, outputs, found
         for name, layer in self.layers.items():
             total = losses.new_zeros(rows, self.sizes[name], dtype=torch.float32)
             for a, g in seen.pop(name, []):

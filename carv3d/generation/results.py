@@ -99,14 +99,15 @@ def write_turntable(
 
 
 def export(scene: Scene, section: MeshConfig, folder: Path) -> tuple[Mesh | None, list[Path]]:
-    """Export the scene in the formats of the config: its coloured surface, and Gaussians as splats.
+    """Export the scene in the formats of the section, see `Config.export`: its coloured surface, Gaussians as splats.
 
     Returns:
         the mesh, if one of the formats is a mesh's; the files.
     """
     mesh, files = None, []
-    asked = [*meshes.FORMATS, "splat"] if section.formats == "auto" else section.formats
-    formats = [kind for kind in asked if kind in meshes.FORMATS]
+    if section.formats == "auto":
+        raise ValueError("formats are a list here: pass Config.export")
+    formats = [kind for kind in section.formats if kind in meshes.FORMATS]
     if formats:
         field = scene.field(section.resolution)
         mesh = meshes.extract(
@@ -117,7 +118,7 @@ def export(scene: Scene, section: MeshConfig, folder: Path) -> tuple[Mesh | None
         )
         if section.texture == "uv":
             mesh = meshes.bake_texture(mesh, field, section.texture_size)
-    splats = scene.splats() if "splat" in asked else None
+    splats = scene.splats() if "splat" in section.formats else None
     others = {} if splats is None else {"splat.ply": splats}
     with disk_errors(folder):
         if mesh is not None:

@@ -58,7 +58,7 @@ class Lines(Progress):
         if not task.visible or self._said.get(task.id) == task.completed == task.total:
             return
         self._said[task.id] = task.completed
-        of = "" if task.total is None else f" {task.completed:g}/{task.total:g}"
+        of = "" if task.total is None else f" {task.completed:.0f}/{task.total:.0f}"
         words = [f"{task.description}{of}", f"{_clock(task.finished_time or task.elapsed)} elapsed"]
         if task.total and not task.finished:
             words.append(f"{_clock(task.time_remaining)} left")
